@@ -1,0 +1,60 @@
+// A stack of scratch and activation memory. Grows by slabs, never moves what it gave out, and keeps its slabs
+// when released, so that after the first step no step allocates.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "moecollab/core/tensor.hpp"
+
+namespace moecollab {
+
+class Arena {
+ public:
+  struct Mark {
+    std::size_t slab = 0;
+    std::int64_t used_bytes = 0;
+    std::int64_t total_bytes = 0;
+  };
+
+  // With `poison`, memory is filled with 0xff bytes (a NaN in every float type, -1 in every integer type)
+  // when it is given out, so that a read of something never written shows in the result.
+  explicit Arena(std::int64_t slab_bytes = std::int64_t{16} << 20, bool poison = false)
+      : slab_bytes_(slab_bytes), poison_(poison) {}
+
+  TensorView tensor(DType dtype, const Shape& shape);  // 64-byte aligned; contents unspecified
+  Mark mark() const;
+  void release(const Mark& mark);  // everything given out since `mark` is gone
+  void reset() { release(Mark{}); }
+
+  std::int64_t used_bytes() const { return total_bytes_; }
+  std::int64_t peak_bytes() const { return peak_bytes_; }  // most ever in use at once
+  std::int64_t reserved_bytes() const;                     // held from the system
+
+ private:
+  struct Slab {
+    Tensor memory;
+    std::int64_t used_bytes = 0;
+  };
+  std::vector<Slab> slabs_;
+  std::size_t current_ = 0;
+  std::int64_t slab_bytes_;
+  std::int64_t total_bytes_ = 0;
+  std::int64_t peak_bytes_ = 0;
+  bool poison_;
+};
+
+// Releases what was taken inside a scope.
+class ArenaScope {
+ public:
+  explicit ArenaScope(Arena& arena) : arena_(arena), mark_(arena.mark()) {}
+  ~ArenaScope() { arena_.release(mark_); }
+  ArenaScope(const ArenaScope&) = delete;
+  ArenaScope& operator=(const ArenaScope&) = delete;
+
+ private:
+  Arena& arena_;
+  Arena::Mark mark_;
+};
+
+}  // namespace moecollab
