@@ -22,6 +22,8 @@ std::int64_t size_bytes(DType dtype) {
       return 8;
     case DType::u8:
       return 1;
+    case DType::u16:
+      return 2;
   }
   throw DTypeError("unknown element type");
 }
@@ -40,12 +42,14 @@ const char* to_string(DType dtype) {
       return "i64";
     case DType::u8:
       return "u8";
+    case DType::u16:
+      return "u16";
   }
   return "?";
 }
 
 DType dtype_from_string(const std::string& name) {
-  for (const DType dtype : {DType::f32, DType::bf16, DType::f64, DType::i32, DType::i64, DType::u8})
+  for (const DType dtype : {DType::f32, DType::bf16, DType::f64, DType::i32, DType::i64, DType::u8, DType::u16})
     if (name == to_string(dtype)) return dtype;
   throw UsageError("unknown element type '" + name + "': use f32, bf16 or f64");
 }

@@ -12,7 +12,7 @@
 
 namespace moecollab {
 
-enum class DType : std::uint8_t { f32, bf16, f64, i32, i64, u8 };
+enum class DType : std::uint8_t { f32, bf16, f64, i32, i64, u8, u16 };
 
 std::int64_t size_bytes(DType dtype);              // bytes of one element
 const char* to_string(DType dtype);                // "f32", "bf16", ...
@@ -47,6 +47,10 @@ struct DTypeOf<std::int64_t> {
 template <>
 struct DTypeOf<std::uint8_t> {
   static constexpr DType value = DType::u8;
+};
+template <>
+struct DTypeOf<std::uint16_t> {
+  static constexpr DType value = DType::u16;
 };
 
 enum class Device : std::uint8_t { cpu, cuda };
