@@ -3,7 +3,9 @@
 
 #include <string>
 
+#include "moecollab/core/bfloat16.hpp"
 #include "moecollab/core/error.hpp"
+#include "moecollab/core/stream.hpp"
 #include "moecollab/core/tensor.hpp"
 
 namespace moecollab::ops {
@@ -23,6 +25,41 @@ inline void check_dtype(ConstTensorView t, DType want, const char* op, const cha
 }
 inline bool is_float(DType dtype) {
   return dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f64;
+}
+inline void check_float(ConstTensorView t, const char* op, const char* name) {
+  if (!is_float(t.dtype))
+    throw DTypeError(std::string(op) + ": " + name + " is " + to_string(t.dtype) +
+                     ", wanted f32, bf16 or f64");
+}
+inline void check_rank(ConstTensorView t, int rank, const char* op, const char* name) {
+  if (t.shape.rank() != rank)
+    throw ShapeError(std::string(op) + ": " + name + " has shape " + to_string(t.shape) + ", wanted " +
+                     std::to_string(rank) + " axes");
+}
+inline void check(ConstTensorView t, DType dtype, const Shape& shape, const char* op, const char* name) {
+  check_dtype(t, dtype, op, name);
+  check_shape(t, shape, op, name);
+}
+// The CPU is the only device so far that these operations run on.
+inline void check_cpu(const Stream& stream, const char* op) {
+  if (stream.device() != Device::cpu)
+    throw UsageError(std::string(op) + ": the stream is of device " + to_string(stream.device()) +
+                     ", but this build runs on the cpu only");
+}
+
+// Calls f.template operator()<A, Acc>() with the compute type A and its accumulator type.
+template <class F>
+void with_float_type(DType dtype, const char* op, F&& f) {
+  switch (dtype) {
+    case DType::f32:
+      return f.template operator()<float, float>();
+    case DType::bf16:
+      return f.template operator()<BFloat16, float>();
+    case DType::f64:
+      return f.template operator()<double, double>();
+    default:
+      throw DTypeError(std::string(op) + ": no kernel for " + to_string(dtype) + ", use f32, bf16 or f64");
+  }
 }
 
 }  // namespace moecollab::ops
