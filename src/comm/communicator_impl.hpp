@@ -1,0 +1,43 @@
+// What a Communicator holds, for the files of this room.
+#pragma once
+
+#include <mpi.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "moecollab/comm/communicator.hpp"
+
+namespace moecollab {
+
+enum class Reduction { sum, max };
+
+struct Communicator::Impl {
+  MPI_Comm comm = MPI_COMM_NULL;  // null: a group of one without MPI
+  int rank = 0;
+  int size = 1;
+  // Of reductions; kept, so that a step does not allocate.
+  std::vector<std::byte> scratch;
+  std::vector<int> share_begin, share_count, parts_begin, parts_count;
+
+  Impl() = default;
+  ~Impl();
+  Impl(const Impl&) = delete;
+  Impl& operator=(const Impl&) = delete;
+  static std::unique_ptr<Impl> adopt(MPI_Comm comm);  // takes over a communicator of ours
+  void broadcast_bytes(char* data, std::int64_t num_bytes, int root) const;
+  void all_reduce(const char* call, TensorView tensor, Reduction reduction);
+
+ private:
+  template <class T, class Op>
+  void reduce_pieces(T* data, std::int64_t n);
+  template <class T, class Op>
+  void reduce_piece(T* data, std::int64_t n);
+};
+
+int to_int(std::int64_t value, const char* what);  // throws InternalError when it does not fit
+void check_host(const char* call, ConstTensorView tensor);
+
+}  // namespace moecollab
