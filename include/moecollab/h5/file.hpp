@@ -28,6 +28,8 @@ struct DatasetInfo {
 
 class File {
  public:
+  struct Impl;  // known to this room only
+
   // A file to be written. An older file at `path` stays readable until `commit` replaces it. Throws IoError.
   static File create_new(const std::string& path);
   // A file to be read. Throws DataError when it is missing, truncated or not HDF5.
@@ -74,7 +76,6 @@ class File {
   double attribute_f64(const std::string& object, const std::string& name) const;
 
  private:
-  struct Impl;
   explicit File(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };
