@@ -33,8 +33,9 @@ double random_uniform(std::uint64_t key, std::uint64_t stream, std::uint64_t ind
 
 std::int64_t random_below(std::uint64_t key, std::uint64_t stream, std::uint64_t index, std::int64_t bound) {
   if (bound <= 0) throw InternalError("random_below needs a positive bound, got " + std::to_string(bound));
-  const auto bits = static_cast<unsigned __int128>(word64(random_words(key, stream, index), 0));
-  return static_cast<std::int64_t>((bits * static_cast<unsigned __int128>(bound)) >> 64);
+  __extension__ using Wide = unsigned __int128;
+  const Wide bits = word64(random_words(key, stream, index), 0);
+  return static_cast<std::int64_t>((bits * static_cast<Wide>(bound)) >> 64);
 }
 
 namespace {

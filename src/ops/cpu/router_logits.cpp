@@ -1,4 +1,4 @@
-#include "cpu/router_logits.hpp"
+#include "router_logits.hpp"
 
 #include <algorithm>
 #include <array>
