@@ -7,7 +7,7 @@ add_library(moecollab_build_flags INTERFACE)
 target_compile_options(moecollab_build_flags INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor
   $<$<BOOL:${MOECOLLAB_WERROR}>:-Werror> $<$<BOOL:${MOECOLLAB_NATIVE}>:-march=native> -fno-math-errno)
 if(MOECOLLAB_SANITIZE)
-  target_compile_options(moecollab_build_flags INTERFACE -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  target_compile_options(moecollab_build_flags INTERFACE -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
   target_link_options(moecollab_build_flags INTERFACE -fsanitize=address,undefined)
 endif()
 
