@@ -46,6 +46,9 @@ class Transformer {
   Transformer(const Transformer&) = delete;
   Transformer& operator=(const Transformer&) = delete;
 
+  // The bare forward pass; `saved` shows what every layer computed (memory from the arena).
+  void forward(Step& step, const Batch& batch, Saved& saved) const;
+
   // One micro-batch: parameter gradients accumulate. Every rank of the job calls it, with its own part of the
   // batch (possibly none).
   LossReport forward_backward(Step& step, const Batch& batch, const ops::BalanceOptions& balance) const;
@@ -74,7 +77,6 @@ class Transformer {
     std::optional<FeedForward> dense;
   };
 
-  void forward(Step& step, const Batch& batch, Saved& saved) const;
   void backward(Step& step, const Batch& batch, const ops::BalanceOptions& balance, const Saved& saved,
                 TensorView dx) const;
   void reduce_sums(Step& step, const Saved& saved) const;

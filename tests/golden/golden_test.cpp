@@ -1,0 +1,162 @@
+// The model and its training against values computed independently (reference.py), in f64 and f32.
+//
+// Bounds are c * n * u, u the unit roundoff. n = 64 is the longest sum (48 tokens, 37 words), rounded up; c =
+// 40 counts the operations a number passes one after another, forward and backward through two layers. A
+// tensor is measured by its largest value; a gradient tensor by at least a hundredth of the largest gradient
+// of all, because where terms cancel, the roundoff of the terms stays. After 20 steps the bound is multiplied
+// by how far training carries a disturbance, which the reference measured (`growth_...`, 2 to 14).
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "golden/golden_case.hpp"
+#include "moecollab/core/arena.hpp"
+#include "moecollab/core/phase.hpp"
+#include "moecollab/core/step.hpp"
+#include "moecollab/nn/parallel.hpp"
+#include "moecollab/nn/parameters.hpp"
+#include "moecollab/nn/transformer.hpp"
+#include "support/gradient_check.hpp"
+
+namespace moecollab::golden {
+namespace {
+
+double bound(DType dtype) {
+  const double roundoff = dtype == DType::f64 ? std::ldexp(1.0, -53) : std::ldexp(1.0, -24);
+  return 40.0 * 64.0 * roundoff;
+}
+
+class Golden : public testing::TestWithParam<std::tuple<const char*, DType>> {
+ protected:
+  DType dtype() const { return std::get<1>(GetParam()); }
+
+  void SetUp() override {
+    golden_.load_initial(slots_, params_);
+    ASSERT_GE(golden_.attribute("selection_margin"), 1e-4);
+    ASSERT_GE(golden_.attribute("order_margin"), 1e-4);
+    ASSERT_GE(golden_.attribute("relu_margin"), 1e-4);
+  }
+
+  // Every parameter's part of a slot against the datasets <group>/<block>/<name>; each tensor is measured by
+  // its largest value, and by at least `least_share` of the largest of all.
+  void expect_params(const std::string& group, TensorView (Block::*slot)() const, double least_share,
+                     double limit) const {
+    struct Pair {
+      std::string name;
+      Tensor want;
+      ConstTensorView have;
+    };
+    std::vector<Pair> pairs;
+    double largest = 0.0;
+    for (const Block& block : params_.blocks())
+      for (std::size_t i = 0; i < block.params.size(); ++i) {
+        if (group == "grad" && block.params[i].spec.buffer) continue;
+        const std::string name =
+            group + "/" + golden_.block_name(slots_, block) + "/" + block.params[i].spec.name;
+        pairs.push_back(
+            {name, golden_.tensor(name), block.part((block.*slot)(), static_cast<std::int32_t>(i))});
+        largest = std::max(largest, test::max_abs(pairs.back().want.view()));
+      }
+    for (const Pair& pair : pairs)
+      EXPECT_LE(relative_difference(pair.have, pair.want.view(), least_share * largest), limit) << pair.name;
+  }
+
+  GoldenCase golden_{std::get<0>(GetParam())};
+  ExpertSlots slots_ = golden_.slots();
+  nn::ModelConfig config_ = golden_.model_config(std::get<1>(GetParam()));
+  train::TrainConfig train_ = golden_.train_config();
+  ParamStore params_ = nn::make_params(config_, slots_, 0, true);
+  nn::Parallel parallel_ = nn::Parallel::single();
+  Stream compute_, transfer_;
+  Arena arena_{std::int64_t{1} << 20, true};  // poisoned: what is read before it was written shows
+  PhaseClock clock_;
+  Step step_{compute_, transfer_, arena_, params_, clock_, 0};
+};
+
+TEST_P(Golden, ConfigIsOneTheProgramAccepts) {
+  nn::check(config_, slots_.size());
+  train::check(train_, 1, config_.max_position_embeddings);
+}
+
+TEST_P(Golden, FirstForward) {
+  const nn::Transformer model(config_, params_, slots_, parallel_);
+  std::int64_t token = 0, sequence = 0;
+  for (const OwnedBatch& batch : golden_.micro_batches(0)) {
+    const std::int64_t sequences = batch.view.batch_size(), tokens = sequences * batch.view.seq_len();
+    nn::Transformer::Saved saved;
+    model.forward(step_, batch.view, saved);
+    std::size_t layer = 0;
+    for (const nn::Transformer::BlockSaved& block : saved.blocks) {
+      const std::string name = "step1/layers." + std::to_string(layer) + ".";
+      if (config_.is_moe_layer(static_cast<std::int64_t>(layer++))) {
+        const auto difference = [&](ConstTensorView have, const char* what) {
+          const Tensor want = golden_.tensor(name + what);
+          return relative_difference(have, want.view().rows(token, token + tokens));
+        };
+        EXPECT_EQ(difference(block.moe.routing.picks, "picks"), 0.0) << name;
+        EXPECT_LE(difference(block.moe.routing.probs, "probs"), bound(dtype())) << name;
+        EXPECT_LE(difference(block.moe.routing.weights, "weights"), bound(dtype())) << name;
+        EXPECT_LE(difference(block.moe.routing.lse, "lse"), bound(dtype())) << name;
+      }
+    }
+    const bool lm = config_.head == nn::Head::lm;
+    const Tensor want = golden_.tensor("step1/logits");
+    const TensorView logits = arena_.tensor(dtype(), {lm ? tokens : sequences, model.head().num_outputs()});
+    model.head().logits(step_, batch.view, saved.hidden, logits);
+    if (lm) {  // padding has no logits to compare
+      const auto* length = batch.view.lengths.as<std::int32_t>();
+      for (std::int64_t b = 0; b < sequences; ++b)
+        for (std::int64_t row = b * batch.view.seq_len(), end = row + length[b]; row < end; ++row)
+          EXPECT_LE(
+              relative_difference(logits.rows(row, row + 1), want.view().rows(token + row, token + row + 1)),
+              bound(dtype()))
+              << "token " << token + row;
+    } else {
+      EXPECT_LE(relative_difference(logits, want.view().rows(sequence, sequence + sequences)),
+                bound(dtype()));
+    }
+    token += tokens;
+    sequence += sequences;
+  }
+}
+
+TEST_P(Golden, FirstLossesAndEveryGradient) {
+  const nn::Transformer model(config_, params_, slots_, parallel_);
+  params_.zero_grads();
+  double ce = 0.0, balance = 0.0, z_loss = 0.0, entropy = 0.0, aux = 0.0;
+  for (const OwnedBatch& batch : golden_.micro_batches(0)) {
+    const nn::LossReport report = model.forward_backward(step_, batch.view, train_.balance);
+    ce += report.loss_sum / static_cast<double>(batch.view.global_targets_of_step);
+    aux += report.aux_loss;
+    for (const ops::BalanceLosses& layer : report.layers) {
+      balance += layer.balance / static_cast<double>(train_.micro_batches);
+      z_loss += layer.z_loss / static_cast<double>(train_.micro_batches);
+      entropy += layer.entropy / static_cast<double>(train_.micro_batches);
+    }
+  }
+  const auto expect_first = [&](const char* name, double have) {
+    const double want = golden_.tensor(std::string("curve/") + name).view().as<double>()[0];
+    EXPECT_LE(std::abs(have - want), bound(dtype()) * std::max(1.0, std::abs(want))) << name;
+  };
+  expect_first("ce", ce);
+  expect_first("balance", balance);
+  expect_first("z_loss", z_loss);
+  expect_first("entropy", entropy);
+  expect_first("total", ce + aux);
+  expect_params("grad", &Block::grad, 0.01, bound(dtype()));
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, Golden,
+                         testing::Combine(testing::Values("lm_softmax", "lm_sigmoid", "classifier"),
+                                          testing::Values(DType::f64, DType::f32)),
+                         [](const auto& instance) {
+                           return std::string(std::get<0>(instance.param)) + "_" +
+                                  to_string(std::get<1>(instance.param));
+                         });
+
+}  // namespace
+}  // namespace moecollab::golden
