@@ -35,6 +35,14 @@ TensorView stack(Step& step, const std::vector<ParamId>& ids, const Shape& shape
   return out;
 }
 
+// Without a bias the selection is by the logits themselves, which other experts cannot change by a rounding.
+TensorView nonzero_or_empty(TensorView bias) {
+  for (std::int64_t e = 0; e < bias.numel(); ++e)
+    if ((bias.dtype == DType::f64 ? bias.as<double>()[e] : static_cast<double>(bias.as<float>()[e])) != 0.0)
+      return bias;
+  return {};
+}
+
 void add_rows_to_grads(Step& step, const std::vector<ParamId>& ids, TensorView rows) {
   for (std::size_t i = 0; i < ids.size(); ++i) {
     const TensorView grad = step.params.grad(ids[i]);
@@ -66,7 +74,7 @@ void Router::forward(Step& step, const Batch& batch, const TokenFacts& facts, Co
   saved.rows = stack(step, rows_, {experts, config_.hidden_size});
   saved.logits = step.arena.tensor(accumulator, {tokens, experts});
   const TensorView logit_bias = stack(step, logit_biases_, {experts});
-  const TensorView selection_bias = stack(step, selection_biases_, {experts});
+  const TensorView selection_bias = nonzero_or_empty(stack(step, selection_biases_, {experts}));
   ops::router_logits_forward(step.compute, x, saved.rows, logit_bias, saved.logits);
   if (config_.routing == Routing::document) {
     const TensorView pooled = step.arena.tensor(accumulator, saved.logits.shape);
