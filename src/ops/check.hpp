@@ -40,6 +40,16 @@ inline void check(ConstTensorView t, DType dtype, const Shape& shape, const char
   check_dtype(t, dtype, op, name);
   check_shape(t, shape, op, name);
 }
+// Ids that index memory: a bad one is read past the end, so the price of a look at each is worth paying.
+inline void check_ids(ConstTensorView ids, std::int64_t low, std::int64_t high, const char* op,
+                      const char* name) {
+  const auto* p = ids.as<std::int32_t>();
+  for (std::int64_t i = 0; i < ids.numel(); ++i)
+    if (p[i] < low || p[i] >= high)
+      throw ShapeError(std::string(op) + ": " + name + "[" + std::to_string(i) + "] is " +
+                       std::to_string(p[i]) + ", wanted at least " + std::to_string(low) + " and less than " +
+                       std::to_string(high));
+}
 // The CPU is the only device so far that these operations run on.
 inline void check_cpu(const Stream& stream, const char* op) {
   if (stream.device() != Device::cpu)

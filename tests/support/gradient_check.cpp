@@ -1,5 +1,6 @@
 #include "support/gradient_check.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
