@@ -31,7 +31,7 @@ THIRD_PARTY = {
     r"fmt/.*": ["src/", "data_prep/", "tests/", "benchmarks/"],
     r"nlohmann/.*": ["src/store/", "src/report/", "src/collab/", "src/data/", "src/app/", "data_prep/", "tests/",
                      "benchmarks/"],
-    r"xxhash\.h": ["src/store/", "src/data/", "tests/"],
+    r"xxhash\.h": ["src/store/", "src/data/", "data_prep/", "tests/"],
     r"sentencepiece_\w+\.h": ["src/data/", "data_prep/"],
     r"zlib\.h": ["data_prep/"],
     r"gtest/.*|gmock/.*": ["tests/"],
