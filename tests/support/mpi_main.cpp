@@ -1,18 +1,23 @@
 // main() for GoogleTest under MPI. Every rank runs the same tests in the same order and, after each test, the
 // ranks agree on its result: a failure on one rank fails the test on all. Rank 0 reports; the others print
-// only their own failures. When the ranks do not all finish a test in time, because one left early while the
-// rest wait in a collective, the first to notice names the test and ends the job: a hang becomes a failure.
+// only their own failures. When a test does not end in time on every rank (one left early while the rest wait
+// in a collective, or all wait for each other), each rank that notices names the test and what it is doing,
+// and the job ends: a hang becomes a failure.
 #include <gtest/gtest.h>
 #include <mpi.h>
 
 #include <chrono>
+#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
+#include <mutex>
+#include <stop_token>
 #include <string>
 #include <thread>
 
 namespace {
 
+using Clock = std::chrono::steady_clock;
 constexpr const char* kElsewhere = "failed on rank ";
 constexpr int kHangExitCode = 99;
 
@@ -20,39 +25,79 @@ struct Ranks {
   MPI_Comm comm = MPI_COMM_NULL;  // of our own, so that stray messages of a test cannot match ours
   int rank = 0;
   int size = 1;
-  double limit_s = 60.0;  // MOECOLLAB_TEST_LIMIT_S: from the first rank's end of a test to the last one's
+};
+
+// Ends the process when a test takes longer than the limit. It does not call MPI (the thread that does is
+// stuck); mpirun ends the other ranks.
+class Watchdog {
+ public:
+  Watchdog(int rank, double limit_s)
+      : rank_(rank), limit_s_(limit_s), thread_([this](std::stop_token stop) { run(stop); }) {}
+
+  void start(const std::string& name) { set(name, "in the test", true); }
+  void wait_for_others(bool failed) {
+    set(name_, failed ? "failed here, waits for the other ranks" : "passed here, waits for the other ranks",
+        true);
+  }
+  void stop() { set("", "", false); }
+
+ private:
+  void set(const std::string& name, const char* doing, bool armed) {
+    const std::lock_guard lock(mutex_);
+    if (armed && name != name_)
+      deadline_ =
+          Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(limit_s_));
+    name_ = name, doing_ = doing, armed_ = armed;
+    changed_.notify_all();
+  }
+  void run(const std::stop_token& stop) {
+    std::unique_lock lock(mutex_);
+    while (!stop.stop_requested()) {
+      if (!armed_) {
+        changed_.wait(lock, stop, [this] { return armed_; });
+      } else if (Clock::now() < deadline_) {
+        changed_.wait_until(lock, stop, deadline_, [this] { return !armed_; });
+      } else {
+        std::fprintf(stderr, "[rank %d] %s hangs: not over on all ranks after %.0f s (%s)\n", rank_,
+                     name_.c_str(), limit_s_, doing_);
+        std::fflush(nullptr);
+        std::_Exit(kHangExitCode);
+      }
+    }
+  }
+
+  int rank_;
+  double limit_s_;
+  std::mutex mutex_;
+  std::condition_variable_any changed_;
+  std::string name_;
+  const char* doing_ = "";
+  bool armed_ = false;
+  Clock::time_point deadline_;
+  std::jthread thread_;  // last: it uses all of the above
 };
 
 class AgreeOnResult : public testing::EmptyTestEventListener {
  public:
-  explicit AgreeOnResult(const Ranks& ranks) : ranks_(ranks) {}
+  AgreeOnResult(const Ranks& ranks, Watchdog& watchdog) : ranks_(ranks), watchdog_(watchdog) {}
 
+  void OnTestStart(const testing::TestInfo& test) override {
+    watchdog_.start(std::string(test.test_suite_name()) + "." + test.name());
+  }
   // The test is still open here: a failure added now counts for it.
   void OnTestEnd(const testing::TestInfo& test) override {
     const bool failed = test.result()->Failed();
+    watchdog_.wait_for_others(failed);
     const int mine = failed ? ranks_.rank : ranks_.size;
     int first = ranks_.size;
-    MPI_Request request = MPI_REQUEST_NULL;
-    MPI_Iallreduce(&mine, &first, 1, MPI_INT, MPI_MIN, ranks_.comm, &request);
-    const double deadline_s = MPI_Wtime() + ranks_.limit_s;
-    for (int done = 0; done == 0;) {
-      MPI_Test(&request, &done, MPI_STATUS_IGNORE);
-      if (done != 0) break;
-      if (MPI_Wtime() > deadline_s) give_up(test, failed);
-      std::this_thread::sleep_for(std::chrono::microseconds(500));
-    }
+    MPI_Allreduce(&mine, &first, 1, MPI_INT, MPI_MIN, ranks_.comm);
+    watchdog_.stop();
     if (first < ranks_.size && !failed) ADD_FAILURE() << kElsewhere << first;
   }
 
  private:
-  void give_up(const testing::TestInfo& test, bool failed) const {
-    std::fprintf(stderr, "[rank %d] %s.%s hangs: it %s here, other ranks did not finish it within %.0f s\n",
-                 ranks_.rank, test.test_suite_name(), test.name(), failed ? "failed" : "passed",
-                 ranks_.limit_s);
-    std::fflush(nullptr);
-    MPI_Abort(MPI_COMM_WORLD, kHangExitCode);
-  }
   const Ranks& ranks_;
+  Watchdog& watchdog_;
 };
 
 class PrintFailuresOnly : public testing::EmptyTestEventListener {
@@ -83,7 +128,8 @@ int main(int argc, char** argv) {
   MPI_Comm_dup(MPI_COMM_WORLD, &ranks.comm);
   MPI_Comm_rank(ranks.comm, &ranks.rank);
   MPI_Comm_size(ranks.comm, &ranks.size);
-  if (const char* limit = std::getenv("MOECOLLAB_TEST_LIMIT_S")) ranks.limit_s = std::atof(limit);
+  const char* limit = std::getenv("MOECOLLAB_TEST_LIMIT_S");  // per test
+  Watchdog watchdog(ranks.rank, limit != nullptr ? std::atof(limit) : 120.0);
 
   testing::InitGoogleTest(&argc, argv);
   testing::TestEventListeners& listeners = testing::UnitTest::GetInstance()->listeners();
@@ -93,7 +139,7 @@ int main(int argc, char** argv) {
     listeners.Append(new PrintFailuresOnly(ranks.rank));
   }
   // "End" events run from the last listener to the first: the agreement before the report.
-  listeners.Append(new AgreeOnResult(ranks));
+  listeners.Append(new AgreeOnResult(ranks, watchdog));
 
   const int mine = RUN_ALL_TESTS();
   int any = 0;
