@@ -214,4 +214,15 @@ Communicator Communicator::split(int color, int key) const {
   return Communicator(Impl::adopt(part));
 }
 
+int Communicator::ranks_on_host() const {
+  if (impl_->comm == MPI_COMM_NULL) return 1;
+  MPI_Comm host = MPI_COMM_NULL;
+  check_mpi(MPI_Comm_split_type(impl_->comm, MPI_COMM_TYPE_SHARED, impl_->rank, MPI_INFO_NULL, &host),
+            "MPI_Comm_split_type");
+  int size = 1;
+  check_mpi(MPI_Comm_size(host, &size), "MPI_Comm_size");
+  check_mpi(MPI_Comm_free(&host), "MPI_Comm_free");
+  return size;
+}
+
 }  // namespace moecollab

@@ -57,6 +57,7 @@ class Communicator {  // concrete, move-only
   bool all_agree(bool ok) const;
 
   Communicator split(int color, int key) const;
+  int ranks_on_host() const;  // ranks of this group that share this rank's memory; collective
 
  private:
   struct Impl;

@@ -1,0 +1,164 @@
+#include "app/model_files.hpp"
+
+#include <algorithm>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "moecollab/core/error.hpp"
+#include "moecollab/nn/parameters.hpp"
+
+namespace moecollab::app {
+
+namespace {
+
+constexpr const char* kDataHash = "data_hash";
+
+// `key = value` lines as a JSON object of strings: exact, and readable in the manifest.
+std::string text_to_json(const std::string& text) {
+  nlohmann::ordered_json object;
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);)
+    if (const auto equals = line.find(" = "); equals != std::string::npos)
+      object[line.substr(0, equals)] = line.substr(equals + 3);
+  return object.dump();
+}
+
+std::string json_to_text(const std::string& json) {
+  std::string text;
+  for (const auto& [key, value] : nlohmann::ordered_json::parse(json).items())
+    text += key + " = " + value.get<std::string>() + "\n";
+  return text;
+}
+
+nn::ModelConfig model_of(const store::Manifest& manifest, const std::string& directory) {
+  try {
+    return config::model_from_text(json_to_text(manifest.model_json));
+  } catch (const nlohmann::json::exception& error) {
+    throw CheckpointError(directory + ": the manifest's model is not an object of strings: " + error.what());
+  }
+}
+
+bool learns(Learn learn, BlockKind kind, bool is_last_slot) {
+  switch (learn) {
+    case Learn::nothing:
+      return false;
+    case Learn::everything:
+      return true;
+    case Learn::gate:
+      return kind == BlockKind::router;
+    case Learn::one_expert:
+      return kind != BlockKind::trunk && is_last_slot;
+  }
+  return false;
+}
+
+}  // namespace
+
+std::string find_checkpoint(const std::string& path) {
+  if (std::filesystem::exists(std::filesystem::path(path) / "manifest.json")) return path;
+  const store::FoundCheckpoint found = store::latest_checkpoint(path);
+  if (!found.directory.empty()) return found.directory;
+  std::string reasons;
+  for (const store::SkippedCheckpoint& skipped : found.skipped)
+    reasons += "\n  " + skipped.directory + ": " + skipped.reason;
+  throw CheckpointError(
+      path +
+      " is neither a checkpoint (a directory with manifest.json) nor a run directory with a whole one" +
+      reasons);
+}
+
+void set_learning(Model& model, Learn learn) {
+  const auto slots = model.slots.slots();
+  const Uuid last = slots.empty() ? Uuid{} : slots.back().uuid;
+  for (const ExpertSlot& slot : slots)
+    model.slots.set_trainable(slot.uuid, learns(learn, BlockKind::expert, slot.uuid == last));
+  std::vector<BlockId> ids;
+  for (const Block& block : model.params.blocks()) ids.push_back(block.id);
+  for (const BlockId id : ids) {
+    const Block& block = model.params.block(id);
+    model.params.set_trainable(id, learns(learn, block.kind, !block.uuid.nil() && block.uuid == last));
+  }
+}
+
+Model fresh_model(const config::Settings& settings, const data::Tokenizer& tokenizer,
+                  const nn::Parallel& parallel, Learn learn) {
+  nn::ModelConfig config = settings.model;
+  config.vocab_size = tokenizer.vocab_size();
+  ExpertSlots slots =
+      nn::initial_slots(settings.expert, settings.train.seed, parallel.expert_parallel_size());
+  ParamStore params = nn::make_params(config, slots, parallel.expert_rank(), false);
+  const auto bytes = tokenizer.serialise();
+  Model model{config, std::move(slots), std::move(params), std::string(bytes.begin(), bytes.end()), {}, {},
+              {}};
+  nn::initialise_params(model.params, settings.train.seed);
+  set_learning(model, learn);
+  return model;
+}
+
+Model load_model(const std::string& directory, const config::Settings& settings, const nn::Parallel& parallel,
+                 Learn learn, Restore restore, const std::vector<std::string>& without) {
+  const store::Manifest manifest = store::read_manifest(directory);
+  const nn::ModelConfig config = config::model_for(settings, model_of(manifest, directory));
+  ExpertSlots slots(parallel.expert_parallel_size());
+  for (const ExpertSlot& slot : manifest.slots) slots.insert(slot);
+  for (const std::string& name : without) slots.erase(slots.find_by_text(name).uuid);
+  nn::check(config, slots.size());
+  ParamStore params = nn::make_params(config, slots, parallel.expert_rank(), false);
+  Model model{config,
+              std::move(slots),
+              std::move(params),
+              store::read_file(directory, manifest, store::kTokenizerFile),
+              {},
+              to_string(manifest.digest),
+              {}};
+  if (restore == Restore::run) {
+    set_learning(model, learn);
+    model.state = manifest.state;
+    if (const auto hash = manifest.extra.find(kDataHash); hash != manifest.extra.end())
+      model.data_hash = hash->second;
+    if (const auto base = manifest.extra.find("base_digest"); base != manifest.extra.end())
+      model.base_digest = base->second;
+    store::load_blocks(directory, manifest, model.params, {true, true});
+  } else {
+    set_learning(model, Learn::nothing);
+    store::load_blocks(directory, manifest, model.params, {false, true});
+    set_learning(model, learn);
+  }
+  return model;
+}
+
+std::string save_model(const Model& model, const config::Settings& settings, const std::string& config_ini,
+                       const nn::Parallel& parallel) {
+  store::CheckpointMeta meta;
+  meta.state = model.state;
+  meta.model_json = text_to_json(config::model_to_text(model.config));
+  meta.config_ini = config_ini;
+  meta.tokenizer = model.tokenizer;
+  meta.extra["base_digest"] = model.base_digest;
+  meta.extra[kDataHash] = model.data_hash;
+  meta.run_id = std::filesystem::path(settings.run.dir).filename().string();
+  const std::string directory = store::checkpoint_directory(settings.run.dir, model.state.step);
+  store::save_checkpoint(directory, meta, model.params, model.slots, parallel.world(),
+                         {parallel.replica() == 0});
+  return directory;
+}
+
+std::vector<std::vector<std::int32_t>> experts_of_domains(const ExpertSlots& slots,
+                                                          std::span<const std::string> domains) {
+  const auto list = slots.slots();
+  const auto experts_of = [&](const std::string& domain) {
+    std::vector<std::int32_t> experts;
+    for (std::size_t e = 0; e < list.size(); ++e)
+      if (list[e].domain == domain) experts.push_back(static_cast<std::int32_t>(e));
+    return experts;
+  };
+  std::vector<std::vector<std::int32_t>> table;
+  for (const std::string& domain : domains) {
+    table.push_back(experts_of(domain));
+    if (table.back().empty()) table.back() = experts_of("general");
+  }
+  return table;
+}
+
+}  // namespace moecollab::app

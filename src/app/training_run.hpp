@@ -1,0 +1,33 @@
+// A run: steps from where the model stands to settings.train.steps, with evaluations, checkpoints and a log.
+#pragma once
+
+#include <string>
+
+#include "app/model_files.hpp"
+#include "moecollab/core/phase.hpp"
+#include "moecollab/data/dataset.hpp"
+#include "moecollab/nn/parallel.hpp"
+
+namespace moecollab::app {
+
+// Everything a command works with on this rank.
+struct Job {
+  const config::Settings& settings;
+  std::string config_ini;  // the resolved settings, for the checkpoint
+  Communicator world;
+  PhaseClock& clock;
+};
+
+// OpenMP threads of this rank: settings.train.threads, or the host's cores shared between its ranks.
+void set_threads(const config::Settings& settings, const Communicator& world);
+
+// Trains `model` until settings.train.steps and leaves a checkpoint of the last step in settings.run.dir.
+// Collective.
+void train_to_the_end(const Job& job, const nn::Parallel& parallel, Model& model,
+                      const data::Dataset& dataset);
+
+// Prints what a run would need, without working: resolved settings, parameters, memory of a rank.
+std::string plan(const config::Settings& settings, const nn::ModelConfig& model, const ExpertSlots& slots,
+                 std::int64_t num_ranks, std::int64_t expert_parallel_size);
+
+}  // namespace moecollab::app
