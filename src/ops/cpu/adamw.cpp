@@ -3,6 +3,7 @@
 #include "moecollab/core/bfloat16.hpp"
 #include "moecollab/numerics/adamw.hpp"
 #include "ops/cpu/blocks.hpp"
+#include "ops/cpu/convert.hpp"
 
 namespace moecollab::ops::cpu {
 
@@ -17,7 +18,7 @@ void adamw_update(const Acc* grad, const AdamWOptions& options, std::int64_t n, 
       master[i] = numerics::adamw_step(factors, grad[i], master[i], exp_avg[i], exp_avg_sq[i]);
     if (value == nullptr) return;
 #pragma omp simd
-    for (std::int64_t i = begin; i < end; ++i) value[i] = static_cast<A>(master[i]);
+    for (std::int64_t i = begin; i < end; ++i) store(value[i], master[i]);
   });
 }
 

@@ -3,6 +3,7 @@
 #include "moecollab/core/bfloat16.hpp"
 #include "moecollab/numerics/softmax.hpp"
 #include "ops/cpu/blocks.hpp"
+#include "ops/cpu/convert.hpp"
 
 namespace moecollab::ops::cpu {
 
@@ -22,19 +23,17 @@ void cross_entropy(const A* logits, const std::int32_t* targets, std::int64_t T,
     }
     Acc max = -Acc(HUGE_VAL);
 #pragma omp simd reduction(max : max)
-    for (std::int64_t v = 0; v < V; ++v) max = std::max(max, static_cast<Acc>(row[v]));
+    for (std::int64_t v = 0; v < V; ++v) max = std::max(max, load(row[v]));
     Acc sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (std::int64_t v = 0; v < V; ++v) sum += numerics::exp_fast(static_cast<Acc>(row[v]) - max);
-    loss[t] = numerics::log_sum_exp(max, sum) - static_cast<Acc>(row[target]);
+    for (std::int64_t v = 0; v < V; ++v) sum += numerics::exp_fast(load(row[v]) - max);
+    loss[t] = numerics::log_sum_exp(max, sum) - load(row[target]);
     if (d_row == nullptr) return;
     const Acc factor = static_cast<Acc>(scale) / sum;
-    const Acc at_target =
-        factor * numerics::exp_fast(static_cast<Acc>(row[target]) - max) - static_cast<Acc>(scale);
+    const Acc at_target = factor * numerics::exp_fast(load(row[target]) - max) - static_cast<Acc>(scale);
 #pragma omp simd
-    for (std::int64_t v = 0; v < V; ++v)
-      d_row[v] = static_cast<A>(factor * numerics::exp_fast(static_cast<Acc>(row[v]) - max));
-    d_row[target] = static_cast<A>(at_target);
+    for (std::int64_t v = 0; v < V; ++v) store(d_row[v], factor * numerics::exp_fast(load(row[v]) - max));
+    store(d_row[target], at_target);
   });
 }
 

@@ -8,6 +8,7 @@
 
 #include "moecollab/core/bfloat16.hpp"
 #include "ops/cpu/blocks.hpp"
+#include "ops/cpu/convert.hpp"
 
 namespace moecollab::ops::cpu {
 namespace {
@@ -25,8 +26,7 @@ void cast(const From* x, std::int64_t n, To* y) {
       std::memmove(y + begin, x + begin, static_cast<std::size_t>(end - begin) * sizeof(To));
     } else {
 #pragma omp simd
-      for (std::int64_t i = begin; i < end; ++i)
-        y[i] = static_cast<To>(static_cast<Real<To>>(static_cast<Real<From>>(x[i])));
+      for (std::int64_t i = begin; i < end; ++i) store(y[i], static_cast<Real<To>>(load(x[i])));
     }
   });
 }
@@ -35,8 +35,7 @@ template <class A, class Acc>
 void add(const A* x, std::int64_t n, A* y) {
   for_blocks(n, [=](std::int64_t begin, std::int64_t end) {
 #pragma omp simd
-    for (std::int64_t i = begin; i < end; ++i)
-      y[i] = static_cast<A>(static_cast<Acc>(y[i]) + static_cast<Acc>(x[i]));
+    for (std::int64_t i = begin; i < end; ++i) store(y[i], load(y[i]) + load(x[i]));
   });
 }
 
@@ -45,7 +44,7 @@ void scale(double factor, std::int64_t n, A* y) {
   const Acc f = static_cast<Acc>(factor);
   for_blocks(n, [=](std::int64_t begin, std::int64_t end) {
 #pragma omp simd
-    for (std::int64_t i = begin; i < end; ++i) y[i] = static_cast<A>(f * static_cast<Acc>(y[i]));
+    for (std::int64_t i = begin; i < end; ++i) store(y[i], f * load(y[i]));
   });
 }
 
@@ -63,7 +62,7 @@ double sum_of_squares(const A* x, std::int64_t n) {
     double sum = 0.0;
 #pragma omp simd reduction(+ : sum)
     for (std::int64_t i = begin; i < end; ++i) {
-      const auto v = static_cast<double>(static_cast<Real<A>>(x[i]));
+      const auto v = static_cast<double>(load(x[i]));
       sum += v * v;
     }
     of_block[static_cast<std::size_t>(begin / kBlock)] = sum;
@@ -80,7 +79,7 @@ bool all_finite(const A* x, std::int64_t n) {
     int bad = 0;
 #pragma omp simd reduction(| : bad)
     for (std::int64_t i = begin; i < end; ++i)
-      bad |= std::fabs(static_cast<Real<A>>(x[i])) <= std::numeric_limits<Real<A>>::max() ? 0 : 1;
+      bad |= std::fabs(load(x[i])) <= std::numeric_limits<Real<A>>::max() ? 0 : 1;
     bad_block[static_cast<std::size_t>(begin / kBlock)] = static_cast<char>(bad);
   });
   for (const char bad : bad_block)

@@ -4,6 +4,7 @@
 
 #include "moecollab/core/bfloat16.hpp"
 #include "ops/cpu/blocks.hpp"
+#include "ops/cpu/convert.hpp"
 
 namespace moecollab::ops::cpu {
 
@@ -27,7 +28,7 @@ void embedding_backward(const std::int32_t* tokens, const A* dy, std::int64_t T,
       const A* from = dy + t * D;
       Acc* to = d_table + tokens[t] * D;
 #pragma omp simd
-      for (std::int64_t d = 0; d < D; ++d) to[d] += static_cast<Acc>(from[d]);
+      for (std::int64_t d = 0; d < D; ++d) to[d] += load(from[d]);
     }
 }
 

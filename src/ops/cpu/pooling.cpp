@@ -4,6 +4,7 @@
 
 #include "moecollab/core/bfloat16.hpp"
 #include "ops/cpu/blocks.hpp"
+#include "ops/cpu/convert.hpp"
 
 namespace moecollab::ops::cpu {
 namespace {
@@ -17,7 +18,7 @@ void mean_of_rows(const A* x, std::int64_t rows, std::int64_t width, std::int64_
   for (std::int64_t r = 0; r < rows; ++r) {
     const A* const row = x + r * width;
 #pragma omp simd
-    for (std::int64_t d = 0; d < n; ++d) mean[d] += static_cast<Acc>(row[d]);
+    for (std::int64_t d = 0; d < n; ++d) mean[d] += load(row[d]);
   }
   for (std::int64_t d = 0; d < n; ++d) mean[d] /= static_cast<Acc>(rows);
 }
@@ -33,7 +34,7 @@ void mean_pool_forward(const A* x, const std::int32_t* lengths, std::int64_t B, 
     const std::int64_t n = std::min(kColumns, D - column);
     Acc mean[kColumns] = {};
     if (lengths[b] > 0) mean_of_rows(x + b * S * D + column, lengths[b], D, n, mean);
-    for (std::int64_t d = 0; d < n; ++d) y[b * D + column + d] = static_cast<A>(mean[d]);
+    for (std::int64_t d = 0; d < n; ++d) store(y[b * D + column + d], mean[d]);
   });
 }
 
@@ -48,8 +49,7 @@ void mean_pool_backward(const A* dy, const std::int32_t* lengths, std::int64_t B
       return;
     }
     const A* const from = dy + b * D;
-    for (std::int64_t d = 0; d < D; ++d)
-      to[d] = static_cast<A>(static_cast<Acc>(from[d]) / static_cast<Acc>(lengths[b]));
+    for (std::int64_t d = 0; d < D; ++d) store(to[d], load(from[d]) / static_cast<Acc>(lengths[b]));
   });
 }
 
@@ -69,7 +69,7 @@ void segment_mean(const A* x, const std::int32_t* segments, std::int64_t T, std:
       Acc mean[kColumns] = {};
       if (segments[begin] >= 0) mean_of_rows(x + begin * E + column, end - begin, E, n, mean);
       for (std::int64_t t = begin; t < end; ++t)
-        for (std::int64_t d = 0; d < n; ++d) y[t * E + column + d] = static_cast<A>(mean[d]);
+        for (std::int64_t d = 0; d < n; ++d) store(y[t * E + column + d], mean[d]);
     }
   }
 }

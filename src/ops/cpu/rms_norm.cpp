@@ -3,6 +3,7 @@
 #include "moecollab/core/bfloat16.hpp"
 #include "moecollab/numerics/rms_norm.hpp"
 #include "ops/cpu/blocks.hpp"
+#include "ops/cpu/convert.hpp"
 #include "ops/cpu/scratch.hpp"
 
 namespace moecollab::ops::cpu {
@@ -15,12 +16,11 @@ void rms_norm_forward(const A* x, const A* weight, std::int64_t T, std::int64_t 
     A* out = y + t * D;
     Acc sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (std::int64_t d = 0; d < D; ++d) sum += static_cast<Acc>(row[d]) * static_cast<Acc>(row[d]);
+    for (std::int64_t d = 0; d < D; ++d) sum += load(row[d]) * load(row[d]);
     const Acc r = numerics::rms_rstd(sum, static_cast<Acc>(D), static_cast<Acc>(eps));
     rstd[t] = r;
 #pragma omp simd
-    for (std::int64_t d = 0; d < D; ++d)
-      out[d] = static_cast<A>(static_cast<Acc>(row[d]) * r * static_cast<Acc>(weight[d]));
+    for (std::int64_t d = 0; d < D; ++d) store(out[d], load(row[d]) * r * load(weight[d]));
   });
 }
 
@@ -43,19 +43,16 @@ void rms_norm_backward(const A* dy, const A* x, const A* weight, const Acc* rstd
       const Acc r = rstd[t];
       if (partial != nullptr) {
 #pragma omp simd
-        for (std::int64_t d = 0; d < D; ++d)
-          partial[d] += static_cast<Acc>(dy_row[d]) * (static_cast<Acc>(x_row[d]) * r);
+        for (std::int64_t d = 0; d < D; ++d) partial[d] += load(dy_row[d]) * (load(x_row[d]) * r);
       }
       Acc sum = 0;
 #pragma omp simd reduction(+ : sum)
-      for (std::int64_t d = 0; d < D; ++d)
-        sum += static_cast<Acc>(dy_row[d]) * static_cast<Acc>(weight[d]) * (static_cast<Acc>(x_row[d]) * r);
+      for (std::int64_t d = 0; d < D; ++d) sum += load(dy_row[d]) * load(weight[d]) * (load(x_row[d]) * r);
       const Acc mean = sum / static_cast<Acc>(D);
 #pragma omp simd
       for (std::int64_t d = 0; d < D; ++d)
-        dx_row[d] =
-            static_cast<A>(numerics::rms_norm_dx(static_cast<Acc>(dy_row[d]) * static_cast<Acc>(weight[d]),
-                                                 static_cast<Acc>(x_row[d]) * r, mean, r));
+        store(dx_row[d],
+              numerics::rms_norm_dx(load(dy_row[d]) * load(weight[d]), load(x_row[d]) * r, mean, r));
     }
   }
   if (partials == nullptr) return;

@@ -6,6 +6,7 @@
 #include "moecollab/core/bfloat16.hpp"
 #include "moecollab/numerics/rope.hpp"
 #include "ops/cpu/blocks.hpp"
+#include "ops/cpu/convert.hpp"
 
 namespace moecollab::ops::cpu {
 namespace {
@@ -59,10 +60,9 @@ void rope(const std::int32_t* positions, std::int64_t T, std::int64_t H, std::in
       A *first = x + (t * H + h) * Dh, *second = first + half;
 #pragma omp simd
       for (std::int64_t i = 0; i < half; ++i) {
-        const auto turned = numerics::rotate(static_cast<Acc>(first[i]), static_cast<Acc>(second[i]),
-                                             cosine[i], sign * sine[i]);
-        first[i] = static_cast<A>(turned.first);
-        second[i] = static_cast<A>(turned.second);
+        const auto turned = numerics::rotate(load(first[i]), load(second[i]), cosine[i], sign * sine[i]);
+        store(first[i], turned.first);
+        store(second[i], turned.second);
       }
     }
   });

@@ -3,6 +3,7 @@
 #include "moecollab/core/bfloat16.hpp"
 #include "moecollab/numerics/activation.hpp"
 #include "ops/cpu/blocks.hpp"
+#include "ops/cpu/convert.hpp"
 
 namespace moecollab::ops::cpu {
 
@@ -10,8 +11,7 @@ template <class A, class Acc>
 void swiglu_forward(const A* a, const A* b, std::int64_t n, A* h) {
   for_blocks(n, [=](std::int64_t begin, std::int64_t end) {
 #pragma omp simd
-    for (std::int64_t i = begin; i < end; ++i)
-      h[i] = static_cast<A>(numerics::swiglu(static_cast<Acc>(a[i]), static_cast<Acc>(b[i])));
+    for (std::int64_t i = begin; i < end; ++i) store(h[i], numerics::swiglu(load(a[i]), load(b[i])));
   });
 }
 
@@ -20,10 +20,9 @@ void swiglu_backward(const A* dh, const A* a, const A* b, std::int64_t n, A* da,
   for_blocks(n, [=](std::int64_t begin, std::int64_t end) {
 #pragma omp simd
     for (std::int64_t i = begin; i < end; ++i) {
-      const auto d =
-          numerics::swiglu_grad(static_cast<Acc>(dh[i]), static_cast<Acc>(a[i]), static_cast<Acc>(b[i]));
-      da[i] = static_cast<A>(d.da);
-      db[i] = static_cast<A>(d.db);
+      const auto d = numerics::swiglu_grad(load(dh[i]), load(a[i]), load(b[i]));
+      store(da[i], d.da);
+      store(db[i], d.db);
     }
   });
 }
