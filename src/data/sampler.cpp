@@ -141,7 +141,9 @@ Batch EvalSet::batch(std::int32_t domain, std::int64_t begin, std::int64_t end) 
     throw InternalError(fmt::format("sequence {} of {} of domain {} was asked for", end - 1, count, domain));
   BatchRows rows(*dataset_, split_, task_, seq_len_, begin, end);
   for (std::int64_t row = begin; row < end; ++row) {
-    const auto place = static_cast<std::int64_t>(static_cast<__int128>(row) * available(domain) / count);
+    const std::int64_t all = available(domain);
+    const std::int64_t place =
+        row * (all / count) + row * (all % count) / count;  // row * all / count, no overflow
     if (task_ == Task::lm)
       rows.add_window(domain, place * seq_len_, /*ring=*/false);
     else
