@@ -188,6 +188,30 @@ std::vector<std::string> File::read_strings(const std::string& name) const {
   return strings;
 }
 
+std::vector<std::string> File::list_attributes(const std::string& object) const {
+  const std::string owner = normalised(object);
+  const Handle opened = impl_->open_object(owner);
+  std::vector<std::string> names;
+  const auto note = [](hid_t, const char* name, const H5A_info_t*, void* out) -> herr_t {
+    static_cast<std::vector<std::string>*>(out)->emplace_back(name);
+    return 0;
+  };
+  if (H5Aiterate2(opened.get(), H5_INDEX_NAME, H5_ITER_INC, nullptr, note, &names) < 0)
+    impl_->fail(owner, "its attributes cannot be listed: " + library_message());
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+AttributeType File::attribute_type(const std::string& object, const std::string& name) const {
+  const Handle attribute = impl_->open_attribute(normalised(object), name);
+  const Handle type(H5Aget_type(attribute.get()), H5Tclose);
+  if (!type.valid()) return AttributeType::other;
+  if (is_plain_string(type.get())) return AttributeType::string;
+  const auto dtype = dtype_of(type.get());
+  if (dtype == DType::i64) return AttributeType::i64;
+  return dtype == DType::f64 ? AttributeType::f64 : AttributeType::other;
+}
+
 bool File::has_attribute(const std::string& object, const std::string& name) const {
   const Handle owner = impl_->open_object(normalised(object));
   const htri_t found = H5Aexists(owner.get(), name.c_str());

@@ -179,4 +179,18 @@ std::string read_file(const std::string& directory, const Manifest& manifest, co
   return bytes;
 }
 
+Tensor read_tensor(const std::string& directory, const TensorEntry& entry) {
+  Tensor tensor(entry.dtype, entry.shape);
+  try {
+    ReadOnlyFile(directory + "/" + entry.file)
+        .read(entry.offset_bytes, tensor.view().data, tensor.size_bytes());
+  } catch (const DataError& error) {
+    throw CheckpointError(fmt::format("checkpoint '{}': {}", directory, error.what()));
+  }
+  if (digest_of(tensor.view()) != entry.digest)
+    throw CheckpointError(fmt::format("checkpoint '{}': '{}' in '{}' is damaged: use another checkpoint",
+                                      directory, entry.dataset, entry.file));
+  return tensor;
+}
+
 }  // namespace moecollab::store

@@ -11,6 +11,7 @@
 #include "moecollab/core/error.hpp"
 #include "moecollab/store/checkpoint.hpp"
 #include "moecollab/store/checkpoint_writer.hpp"
+#include "moecollab/store/shard.hpp"
 #include "store/manifest_text.hpp"
 
 namespace moecollab::store {

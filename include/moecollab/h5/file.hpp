@@ -26,6 +26,8 @@ struct DatasetInfo {
   std::int64_t offset_bytes = -1;  // of the first element in the file; -1 when the dataset has no elements
 };
 
+enum class AttributeType : std::uint8_t { string, i64, f64, other };
+
 class File {
  public:
   struct Impl;  // known to this room only
@@ -70,6 +72,8 @@ class File {
   // Rows [begin, begin + out.dim(0)).
   void read_rows(const std::string& name, std::int64_t begin, TensorView out) const;
   std::vector<std::string> read_strings(const std::string& name) const;
+  std::vector<std::string> list_attributes(const std::string& object) const;  // sorted
+  AttributeType attribute_type(const std::string& object, const std::string& name) const;
   bool has_attribute(const std::string& object, const std::string& name) const;
   std::string attribute_string(const std::string& object, const std::string& name) const;
   std::int64_t attribute_i64(const std::string& object, const std::string& name) const;

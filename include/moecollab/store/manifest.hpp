@@ -84,4 +84,7 @@ Manifest read_manifest(const std::string& directory);
 // The bytes of a file ("tokenizer.bin", "config.ini") against its digest. Throws CheckpointError.
 std::string read_file(const std::string& directory, const Manifest& manifest, const std::string& name);
 
+// One tensor against its digest. Throws CheckpointError.
+Tensor read_tensor(const std::string& directory, const TensorEntry& entry);
+
 }  // namespace moecollab::store
