@@ -248,6 +248,12 @@ TEST(Communicator, SplitGroupsAreIndependent) {
   exchange_and_check(part, 2, 33, 3);
 }
 
+TEST(Communicator, CountsTheRanksOfTheGroupOnThisHost) {  // the tests run on one
+  const Communicator comm = Communicator::world();
+  EXPECT_EQ(comm.ranks_on_host(), comm.size());
+  EXPECT_EQ(comm.split(comm.rank(), 0).ranks_on_host(), 1);
+}
+
 TEST(Communicator, MovedGroupsWork) {
   Communicator comm = Communicator::world();
   Communicator other = std::move(comm);
