@@ -20,6 +20,7 @@
 #include "moecollab/nn/parallel.hpp"
 #include "moecollab/nn/parameters.hpp"
 #include "moecollab/nn/transformer.hpp"
+#include "moecollab/train/trainer.hpp"
 #include "support/gradient_check.hpp"
 
 namespace moecollab::golden {
@@ -148,6 +149,39 @@ TEST_P(Golden, FirstLossesAndEveryGradient) {
   expect_first("entropy", entropy);
   expect_first("total", ce + aux);
   expect_params("grad", &Block::grad, 0.01, bound(dtype()));
+}
+
+TEST_P(Golden, TwentySteps) {
+  train::Trainer trainer(config_, train_, params_, slots_, parallel_, clock_, arena_);
+  const auto at = [&](const char* name, std::int64_t index) {
+    return golden_.tensor(std::string("curve/") + name).view().as<double>()[index];
+  };
+  const double loss_bound = golden_.attribute("growth_loss") * bound(dtype());
+  const double norm_bound = golden_.attribute("growth_grad_norm") * bound(dtype());
+  for (std::int64_t s = 0; s < train_.steps; ++s) {
+    const std::vector<OwnedBatch> owned = golden_.micro_batches(s);
+    std::vector<nn::Batch> views;
+    for (const OwnedBatch& batch : owned) {
+      views.push_back(batch.view);
+      views.back().global_targets = views.back().global_tokens = views.back().global_targets_of_step = 0;
+    }
+    const train::StepReport report = trainer.train_step(s + 1, views);
+    EXPECT_EQ(report.step, s + 1);
+    EXPECT_LE(std::abs(report.loss - at("ce", s)), loss_bound * std::max(1.0, at("ce", s)))
+        << "step " << s + 1;
+    EXPECT_LE(std::abs(report.loss + report.aux_loss - at("total", s)),
+              loss_bound * std::max(1.0, at("total", s)))
+        << "step " << s + 1;
+    EXPECT_LE(std::abs(report.grad_norm / at("grad_norm", s) - 1.0), norm_bound) << "step " << s + 1;
+    EXPECT_DOUBLE_EQ(report.learning_rate, at("lr", s)) << "step " << s + 1;
+    const auto width = static_cast<std::int64_t>(report.picks.size());
+    for (std::int64_t i = 0; i < width; ++i)
+      EXPECT_EQ(static_cast<double>(report.picks[static_cast<std::size_t>(i)]), at("counts", s * width + i))
+          << "step " << s + 1 << ", layer and expert " << i;
+    EXPECT_EQ(report.dropped_picks, 0);
+  }
+  EXPECT_EQ(arena_.used_bytes(), 0) << "a step gives back the memory it took";
+  expect_params("final", &Block::master, 1.0, golden_.attribute("growth_params") * bound(dtype()));
 }
 
 INSTANTIATE_TEST_SUITE_P(Cases, Golden,
