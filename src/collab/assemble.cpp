@@ -1,6 +1,7 @@
 // Anchor and shards become one model: files of the anchor are copied byte for byte, router rows are joined.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <optional>
 
@@ -62,7 +63,7 @@ class Admission {
         fail(shard,
              fmt::format("'{}' has shape {}, the anchor's router has {}: train it against this anchor", name,
                          to_string(tensor.shape()), to_string(find(reference_rows, name)->shape)));
-    check_weights(shard, *reference_rows.front());
+    check_weights(shard, reference_rows);
   }
 
  private:
@@ -91,16 +92,13 @@ class Admission {
 
   // Each weight is a matrix between the model's width D and the expert's own width. An expert of the anchor
   // of the same kind says which way round.
-  void check_weights(const ContributionShard& shard, const store::TensorEntry& any_row) const {
+  void check_weights(const ContributionShard& shard, const Entries& rows) const {
     const std::int64_t width = shard.meta.expert.width;
     const ExpertSlot* sibling = nullptr;
     for (const ExpertSlot& slot : anchor_.slots)
       if (sibling == nullptr && slot.kind == shard.meta.expert.kind) sibling = &slot;
     if (shard.weights.empty()) fail(shard, "has no weights under value/: export it again");
-    if (sibling == nullptr) {
-      for (const auto& [name, tensor] : shard.weights) check_type(shard, name, tensor, any_row);
-      return;
-    }
+    if (sibling == nullptr) return check_first_of_kind(shard, rows);
     const auto reference = anchor_.tensors_of(BlockKind::expert, sibling->uuid, store::Slot::value);
     check_names(shard, shard.weights, reference, "weights");
     for (const auto& [name, tensor] : shard.weights) {
@@ -117,6 +115,22 @@ class Admission {
                          "against this anchor",
                          width, name, to_string(tensor.shape()), sibling->name, sibling->width,
                          to_string(like.shape)));
+    }
+  }
+
+  // A kind that the anchor does not have yet: matrices between D, the length of a router row, and the width.
+  static void check_first_of_kind(const ContributionShard& shard, const Entries& rows) {
+    std::int64_t hidden_size = 0;
+    for (const store::TensorEntry* row : rows) hidden_size = std::max(hidden_size, row->shape.numel());
+    const std::int64_t width = shard.meta.expert.width;
+    for (const auto& [name, tensor] : shard.weights) {
+      check_type(shard, name, tensor, *rows.front());
+      const Shape& shape = tensor.shape();
+      if (shape != Shape{width, hidden_size} && shape != Shape{hidden_size, width})
+        fail(shard,
+             fmt::format("of width {}: '{}' has shape {}, expected a matrix between {} and {}: train it "
+                         "against this anchor",
+                         width, name, to_string(shape), hidden_size, width));
     }
   }
 
