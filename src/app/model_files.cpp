@@ -68,6 +68,12 @@ std::string find_checkpoint(const std::string& path) {
       reasons);
 }
 
+void check_tokenizer(const Model& model, const data::Dataset& dataset) {
+  const auto* bytes = reinterpret_cast<const std::uint8_t*>(model.tokenizer.data());
+  dataset.check_tokenizer(
+      data::Tokenizer::deserialise({bytes, model.tokenizer.size()}, "the model's tokenizer").hash());
+}
+
 void set_learning(Model& model, Learn learn) {
   const auto slots = model.slots.slots();
   const Uuid last = slots.empty() ? Uuid{} : slots.back().uuid;

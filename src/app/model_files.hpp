@@ -9,6 +9,7 @@
 #include "moecollab/config/settings.hpp"
 #include "moecollab/core/expert_slots.hpp"
 #include "moecollab/core/param_store.hpp"
+#include "moecollab/data/dataset.hpp"
 #include "moecollab/data/tokenizer.hpp"
 #include "moecollab/nn/parallel.hpp"
 #include "moecollab/store/checkpoint.hpp"
@@ -51,6 +52,9 @@ enum class Restore : std::uint8_t {
 // joined. Throws CheckpointError or UsageError.
 Model load_model(const std::string& directory, const config::Settings& settings, const nn::Parallel& parallel,
                  Learn learn, Restore restore, const std::vector<std::string>& without = {});
+
+// Throws DataError unless the data is in the model's tokens.
+void check_tokenizer(const Model& model, const data::Dataset& dataset);
 
 // Freezes and unfreezes blocks and slots. A block that begins to learn starts with fresh moments.
 void set_learning(Model& model, Learn learn);

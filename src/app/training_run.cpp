@@ -74,11 +74,7 @@ void train_to_the_end(const Job& job, const nn::Parallel& parallel, Model& model
   const config::Settings& settings = job.settings;
   const train::TrainConfig& config = settings.train;
   const Communicator& world = parallel.world();
-  dataset.check_tokenizer(
-      data::Tokenizer::deserialise(
-          {reinterpret_cast<const std::uint8_t*>(model.tokenizer.data()), model.tokenizer.size()},
-          "the model")
-          .hash());
+  check_tokenizer(model, dataset);
   if (model.data_hash.empty()) model.data_hash = dataset.content_hash();
   if (model.data_hash != dataset.content_hash())
     throw UsageError("this run was started on other data than " + dataset.path() +

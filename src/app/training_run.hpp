@@ -3,20 +3,12 @@
 
 #include <string>
 
+#include "app/commands.hpp"
 #include "app/model_files.hpp"
-#include "moecollab/core/phase.hpp"
 #include "moecollab/data/dataset.hpp"
 #include "moecollab/nn/parallel.hpp"
 
 namespace moecollab::app {
-
-// Everything a command works with on this rank.
-struct Job {
-  const config::Settings& settings;
-  std::string config_ini;  // the resolved settings, for the checkpoint
-  Communicator world;
-  PhaseClock& clock;
-};
 
 // OpenMP threads of this rank: settings.train.threads, or the host's cores shared between its ranks.
 void set_threads(const config::Settings& settings, const Communicator& world);

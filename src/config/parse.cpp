@@ -169,6 +169,8 @@ CommandLine parse(Verb verb, std::span<const std::string> args) {
   }
   if (values[kDryRun].as<bool>()) line.ask = Ask::dry_run;
   require_all(verb, line.settings);
+  if (verb == Verb::expert_train && line.settings.run.dir.empty())
+    line.settings.run.dir = line.settings.out + "/run";
   return line;
 }
 

@@ -56,12 +56,15 @@ std::vector<Option> command_options() {
       required(texts("shards", "FILE...", "Contributed experts to join to the anchor", kAssemble,
                      MC_FIELD(shards)),
                kAssemble),
-      required(text("out", "PATH", "What is written: the expert's shard, or the assembled checkpoint",
+      required(text("out", "PATH",
+                    "What is written: the folder for the expert's shard, or the assembled checkpoint",
                     kExpert | kAssemble, MC_FIELD(out)),
                kExpert | kAssemble),
-      required(text("checkpoint", "DIR", "Checkpoint to read: a step's folder, or a run (its newest step)",
-                    kEval | kGenerate, MC_FIELD(checkpoint)),
-               kEval | kGenerate),
+      required(
+          texts("checkpoint", "[NAME=]DIR...",
+                "Checkpoints to read: a step's folder, or a run (its newest step); eval compares several",
+                kEval | kGenerate, MC_FIELD(checkpoints)),
+          kEval | kGenerate),
       texts("without", "EXPERT...", "Experts to leave out, by name or UUID", kEval | kGenerate,
             MC_FIELD(without)),
       std::move(json),
@@ -117,7 +120,7 @@ std::vector<Option> run_options() {
   return {
       alias(required(text("run.dir", "DIR",
                           "Folder of the run: checkpoints, metrics, resolved config; resumes when it holds a "
-                          "checkpoint",
+                          "checkpoint (expert train: by default OUT/run)",
                           kLearns, MC_FIELD(run.dir)),
                      kTrain),
             "run"),

@@ -57,7 +57,7 @@ const std::map<std::string, Texts> kSamples{
     {"anchor", {"a dir/with # and ; signs"}},
     {"shards", {"one.h5", " two .h5", "\"three\".h5"}},
     {"out", {"back\\slash"}},
-    {"checkpoint", {"\"quoted\""}},
+    {"checkpoint", {"\"quoted\"", "b=two"}},
     {"without", {"law", "3f2a"}},
     {"json", {"true"}},
     {"prompt", {" two\nlines\tand a tab "}},

@@ -53,10 +53,11 @@ struct Settings {
   RunSettings run;
   DataSettings data;
   DeviceChoice device = DeviceChoice::automatic;
-  std::string anchor;                // checkpoint that contributors start from
-  std::vector<std::string> shards;   // contributed experts
-  std::string out;                   // what `expert train` and `assemble` write
-  std::string checkpoint;            // what `eval` and `generate` read
+  std::string anchor;               // checkpoint that contributors start from
+  std::vector<std::string> shards;  // contributed experts
+  std::string out;                  // what `expert train` and `assemble` write
+  std::vector<std::string>
+      checkpoints;                   // what `eval` (any number, NAME=DIR or DIR) and `generate` (one) read
   std::vector<std::string> without;  // experts left out, by name or UUID
   SamplingSettings sampling;
   bool json = false;

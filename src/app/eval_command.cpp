@@ -1,0 +1,93 @@
+// moecollab eval: held-out quality per domain of one or more models, side by side, and where the last one
+// routes.
+#include <filesystem>
+#include <iostream>
+#include <nlohmann/json.hpp>
+
+#include "app/commands.hpp"
+#include "app/model_files.hpp"
+#include "app/score_tables.hpp"
+#include "app/training_run.hpp"
+#include "moecollab/train/evaluate.hpp"
+
+namespace moecollab::app {
+
+namespace {
+
+// "name=path" or a path, whose last part is the name.
+struct NamedPath {
+  std::string name, path;
+};
+
+NamedPath named_path(const std::string& text) {
+  if (const auto equals = text.find('='); equals != std::string::npos && !std::filesystem::exists(text))
+    return {text.substr(0, equals), text.substr(equals + 1)};
+  std::filesystem::path path = text;
+  if (!path.has_filename()) path = path.parent_path();
+  return {path.filename().string(), text};
+}
+
+nlohmann::ordered_json to_json(const NamedScores& model, const ExpertSlots& slots) {
+  nlohmann::ordered_json out;
+  out["name"] = model.name;
+  for (const ExpertSlot& slot : slots.slots()) out["experts"].push_back(slot.name);
+  out["h_tok"] = model.scores.token_entropy;
+  out["h_bat"] = model.scores.batch_entropy;
+  out["utilisation"] = model.scores.utilisation;
+  for (const train::DomainScore& score : model.scores.domains) {
+    nlohmann::ordered_json& domain = out["domains"][score.domain];
+    domain["sequences"] = score.sequences;
+    domain["targets"] = score.targets;
+    domain["loss"] = score.loss;
+    if (score.bytes > 0) {
+      domain["bytes"] = score.bytes;
+      domain["bits_per_byte"] = score.bits_per_byte;
+    } else {
+      domain["accuracy"] = score.accuracy;
+      domain["macro_f1"] = score.macro_f1;
+    }
+    domain["picks"] = score.picks;
+  }
+  return out;
+}
+
+}  // namespace
+
+void run_eval(const Job& job) {
+  const config::Settings& settings = job.settings;
+  set_threads(settings, job.world);
+  const std::int64_t ep = settings.train.expert_parallel;
+  const nn::Parallel parallel(job.world.split(0, job.world.rank()), ep > 0 ? ep : job.world.size());
+  const data::Dataset dataset = data::Dataset::open(settings.data.path);
+  std::vector<NamedScores> models;
+  nlohmann::ordered_json json;
+  ExpertSlots last_slots;
+  for (const std::string& text : settings.checkpoints) {
+    const NamedPath path = named_path(text);
+    Model model = load_model(find_checkpoint(path.path), settings, parallel, Learn::nothing, Restore::weights,
+                             settings.without);
+    const auto task = model.config.head == nn::Head::classifier ? data::Task::classification : data::Task::lm;
+    check_tokenizer(model, dataset);
+    const data::EvalSet set(dataset, std::min(settings.train.seq_len, model.config.max_position_embeddings),
+                            settings.train.eval_sequences, task);
+    Stream compute, transfer;
+    Arena arena;
+    Step step{compute, transfer, arena, model.params, job.clock, 0};
+    const nn::Transformer transformer(model.config, model.params, model.slots, parallel,
+                                      experts_of_domains(model.slots, dataset.domains()));
+    models.push_back(
+        {path.name, train::evaluate(step, transformer, parallel, dataset, set, settings.train.batch_size)});
+    json["models"].push_back(to_json(models.back(), model.slots));
+    last_slots = model.slots;
+  }
+  if (job.world.rank() != 0) return;
+  if (settings.json) {
+    std::cout << json.dump(2) << '\n';
+    return;
+  }
+  std::cout << quality_table(models).to_text() << '\n';
+  if (last_slots.size() > 1) std::cout << routing_table(models.back().scores, last_slots).to_text() << '\n';
+  std::cout << entropy_table(models).to_text();
+}
+
+}  // namespace moecollab::app
