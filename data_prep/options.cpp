@@ -50,9 +50,9 @@ std::optional<PrepareOptions> parse_options(int argc, const char* const* argv) {
       "text of a domain; repeatable");
   add("output,o", po::value(&options.output)->value_name("FILE"), "the token file to write");
   add("tokenizer,t", po::value(&options.tokenizer)->default_value(options.tokenizer)->value_name("WHICH"),
-      "bytes, bpe:V or unigram:V (trained on the input, V tokens),\nor where to take one from: a token file, "
+      "bytes, bpe:V or unigram:V (trained on the input, V tokens), or where to take one from: a token file, "
       "a "
-      "checkpoint folder,\na tokenizer file, or a SentencePiece model");
+      "checkpoint folder, a tokenizer file, or a SentencePiece model");
   add("tokenizer-sample-bytes",
       po::value(&options.tokenizer_sample_bytes)
           ->default_value(options.tokenizer_sample_bytes)

@@ -1,13 +1,13 @@
 #include "prepare.hpp"
 
 #include <fmt/format.h>
-#include <omp.h>
 
 #include <algorithm>
 #include <exception>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <thread>
 
 #include "moecollab/core/error.hpp"
 #include "moecollab/core/random.hpp"
@@ -239,7 +239,9 @@ void prepare(const PrepareOptions& options, const std::atomic<bool>& interrupted
   const data::Tokenizer tokenizer = make_tokenizer(options, interrupted);
   data::TokenFileWriter writer(options.output, tokenizer, options.file);
   if (!options.labels.empty()) writer.set_labels(read_labels(options.labels));
-  const int threads = options.threads > 0 ? options.threads : omp_get_max_threads();
+  const int threads = options.threads > 0
+                          ? options.threads
+                          : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   std::vector<data::SourceFile> sources;
   {
     Progress progress("tokenising", work.total_bytes, options.quiet);

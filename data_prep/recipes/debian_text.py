@@ -71,7 +71,7 @@ def dictionary(tree, package, name):
 
 
 def general(tree):
-    source_mark = re.compile(r"^ *\[[A-Z][^\]\n]{1,40}\]\n?", re.MULTILINE)  # "[1913 Webster]" on a line of its own
+    source_mark = re.compile(r"^ *\[[A-Z0-9][^\]\n]{1,40}\]\n?", re.MULTILINE)  # "[1913 Webster]" on a line of its own
     for entry in dictionary(tree, "dict-gcide", "gcide"):
         yield source_mark.sub("", entry)
 
