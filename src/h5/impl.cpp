@@ -21,6 +21,8 @@ std::string normalised(const std::string& name) {
 }
 
 void silence_library() {
+  // After a write that failed (disk full), the library would flush what it kept once more at exit, and crash.
+  H5dont_atexit();
   H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
   // Reading a file never loads code: no filter plugins, whatever the environment says.
   H5PLset_loading_state(0);
