@@ -20,7 +20,9 @@ void Transformer::prefill(Step& step, const Batch& batch, const std::vector<KvCa
                           TensorView logits) const {
   const ArenaScope scope(step.arena);
   Saved saved;
-  forward(step, batch, saved);
+  Batch dropless = batch;
+  dropless.global_tokens = 0;  // as in decode: no pick is over capacity
+  forward(step, dropless, saved);
   const std::int64_t b = batch.batch_size(), s = batch.seq_len(), d = config_.hidden_size;
   const TensorView last = step.arena.tensor(config_.dtype, {b, d});
   for (std::int64_t i = 0; i < b; ++i) {
@@ -47,7 +49,6 @@ void Transformer::decode(Step& step, ConstTensorView tokens, ConstTensorView pos
   Batch batch;
   batch.tokens = tokens.reshaped({b, 1});
   batch.domains = batch.segments = batch.tokens;  // not read: decoding routes by token
-  batch.global_tokens = b;
   const TokenFacts facts;
   const TensorView rstd = step.arena.tensor(step.params.accumulator_dtype(), {b});
   const TensorView sums = step.arena.tensor(DType::f64, {2 * num_experts_ + 2});

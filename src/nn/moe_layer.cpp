@@ -24,8 +24,9 @@ void MoeLayer::forward(Step& step, const Batch& batch, const TokenFacts& facts, 
                        TensorView sums, TensorView y, Saved& saved) const {
   const Communicator& group = parallel_.experts();
   router_.forward(step, batch, facts, x, sums, saved.routing);
-  saved.plan = make_dispatch_plan(step, saved.routing.picks, slots_, parallel_,
-                                  {config_.max_rows, config_.capacity_factor, batch.global_tokens});
+  saved.plan = make_dispatch_plan(
+      step, saved.routing.picks, slots_, parallel_,
+      {config_.max_rows, batch.global_tokens > 0 ? config_.capacity_factor : 0.0, batch.global_tokens});
   const DispatchPlan& plan = saved.plan;
   const bool whole = plan.chunks.size() == 1, alone = group.size() == 1;
   saved.returned = step.arena.tensor(x.dtype, {plan.num_sent, x.dim(1)});

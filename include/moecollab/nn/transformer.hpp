@@ -57,7 +57,9 @@ class Transformer {
   LossReport evaluate(Step& step, const Batch& batch, const ops::BalanceOptions& balance, TensorView losses,
                       const TensorView* logits = nullptr) const;
 
-  // Decoding. Caches for `batch` sequences of up to `max_len` positions; memory from the arena.
+  // Decoding, for models that route by token; always dropless, so that a sequence does not depend on its
+  // neighbours. Every rank calls prefill and decode, also without a sequence. Caches for `batch` sequences of
+  // up to `max_len` positions; memory from the arena.
   std::vector<KvCache> make_caches(Arena& arena, std::int64_t batch, std::int64_t max_len) const;
   // Reads a whole prompt [B,S] and fills the caches; logits [B,V] after each sequence's last valid token.
   void prefill(Step& step, const Batch& batch, const std::vector<KvCache>& caches, TensorView logits) const;
