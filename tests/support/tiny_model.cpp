@@ -198,6 +198,16 @@ TinyModel::Result TinyModel::forward_backward(const nn::Transformer& model) {
   return result;
 }
 
+void TinyModel::set_logit_bias(std::int64_t slot, double value) {
+  const Uuid& uuid = slots.slots()[static_cast<std::size_t>(slot)].uuid;
+  const Block& block = *params.find_block(BlockKind::router, uuid);
+  for (std::size_t i = 0; i < block.params.size(); ++i) {
+    if (!block.params[i].spec.name.ends_with("logit_bias")) continue;
+    const TensorView bias = block.part(block.master(), static_cast<std::int32_t>(i));
+    copy_convert({&value, DType::f64, Device::cpu, bias.shape}, bias);
+  }
+}
+
 namespace {
 
 double value_at(ConstTensorView x, std::int64_t i) {

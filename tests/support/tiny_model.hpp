@@ -75,6 +75,8 @@ class TinyModel {
   Result evaluate(const nn::Transformer& model);
   Result forward_backward(const nn::Transformer& model);  // gradients of this rank alone
 
+  void set_logit_bias(std::int64_t slot, double value);  // in every layer
+
   TinySpec spec;
   ExpertSlots slots;
   std::vector<std::vector<std::int32_t>> experts_of_domain;
