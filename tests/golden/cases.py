@@ -20,10 +20,10 @@ CASES = {
         z_loss=0.01, token_entropy=0.05, batch_entropy=0.08, schedule="cosine", warmup_steps=4, lr=5e-3, clip_norm=3.0,
         batch_size=4, seq_len=12),
     "lm_sigmoid": dict(
-        COMMON, seed=40, vocab_size=29, num_key_value_heads=4, tie_word_embeddings=True, intermediate_size=20,
+        COMMON, seed=57, vocab_size=29, num_key_value_heads=4, tie_word_embeddings=True, intermediate_size=20,
         decoder_sparse_step=2, experts=[("swiglu", 8), ("adapter", 6), ("swiglu", 10), ("swiglu", 8)],
         num_experts_per_tok=2, scoring="sigmoid", routed_scaling_factor=2.5, selection_bias_rate=1e-2,
-        balance=0.02, schedule="wsd", warmup_steps=3, decay_steps=6, lr=5e-3, batch_size=6, micro_batches=2,
+        balance=0.02, z_loss=0.01, token_entropy=0.02, batch_entropy=0.03, schedule="wsd", warmup_steps=3, decay_steps=6, lr=5e-3, batch_size=6, micro_batches=2,
         seq_len=10),
     "classifier": dict(
         COMMON, seed=83, vocab_size=31, num_key_value_heads=1, causal=False, head="classifier", num_labels=3,
@@ -31,6 +31,12 @@ CASES = {
         num_experts_per_tok=2, scoring="softmax_after_top_k", z_loss=0.01, token_entropy=-0.03,
         batch_entropy=0.05, schedule="constant", lr=3e-3, weight_decay=0.05, clip_norm=0.0, batch_size=5,
         seq_len=10),
+    "lm_top1": dict(
+        COMMON, seed=16, vocab_size=23, num_key_value_heads=4, num_hidden_layers=1,
+        experts=[("adapter", 5), ("swiglu", 8), ("adapter", 7)], num_experts_per_tok=1,
+        scoring="softmax_before_top_k", norm_topk_prob=False, routed_scaling_factor=1.5, balance=0.05,
+        token_entropy=0.02, selection_bias_rate=5e-3, schedule="constant", warmup_steps=2, lr=3e-3, clip_norm=2.0,
+        batch_size=3, seq_len=9),
 }
 MARGIN = 1e-4
 

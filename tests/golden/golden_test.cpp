@@ -221,7 +221,7 @@ TEST_P(GoldenSettings, AnyOtherIsNoticed) {
        }}};
   // Softmax weights over the picked logits are renormalised anyway; a constant rate has no end.
   if (config_.scoring != ops::Scoring::softmax_after_top_k)
-    changes.emplace_back("norm_topk_prob", [](auto& m, auto&) { m.norm_topk_prob = false; });
+    changes.emplace_back("norm_topk_prob", [](auto& m, auto&) { m.norm_topk_prob = !m.norm_topk_prob; });
   if (train_.optimizer.schedule != train::Schedule::constant)
     changes.emplace_back("min_lr_ratio", [](auto&, auto& t) { t.optimizer.min_lr_ratio += 1e-3; });
   const double allowed = golden_.attribute("growth_params") * bound(dtype());
@@ -248,7 +248,7 @@ TEST_P(GoldenSettings, AnyOtherIsNoticed) {
 std::string instance_name(const testing::TestParamInfo<std::tuple<const char*, DType>>& instance) {
   return std::string(std::get<0>(instance.param)) + "_" + to_string(std::get<1>(instance.param));
 }
-const auto kCases = testing::Values("lm_softmax", "lm_sigmoid", "classifier");
+const auto kCases = testing::Values("lm_softmax", "lm_sigmoid", "lm_top1", "classifier");
 INSTANTIATE_TEST_SUITE_P(Cases, Golden, testing::Combine(kCases, testing::Values(DType::f64, DType::f32)),
                          instance_name);
 INSTANTIATE_TEST_SUITE_P(Cases, GoldenSettings, testing::Combine(kCases, testing::Values(DType::f64)),
