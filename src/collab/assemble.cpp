@@ -90,47 +90,38 @@ class Admission {
                        name, to_string(tensor.dtype()), to_string(reference.dtype)));
   }
 
-  // Each weight is a matrix between the model's width D and the expert's own width. An expert of the anchor
-  // of the same kind says which way round.
+  // Each weight is a matrix between the model's width D, which is the length of a router row, and the
+  // expert's own width. An expert of the anchor of the same kind says what there must be and, unless its
+  // width is D, which way round.
   void check_weights(const ContributionShard& shard, const Entries& rows) const {
-    const std::int64_t width = shard.meta.expert.width;
-    const ExpertSlot* sibling = nullptr;
-    for (const ExpertSlot& slot : anchor_.slots)
-      if (sibling == nullptr && slot.kind == shard.meta.expert.kind) sibling = &slot;
-    if (shard.weights.empty()) fail(shard, "has no weights under value/: export it again");
-    if (sibling == nullptr) return check_first_of_kind(shard, rows);
-    const auto reference = anchor_.tensors_of(BlockKind::expert, sibling->uuid, store::Slot::value);
-    check_names(shard, shard.weights, reference, "weights");
-    for (const auto& [name, tensor] : shard.weights) {
-      const store::TensorEntry& like = *find(reference, name);
-      check_type(shard, name, tensor, like);
-      bool fits = tensor.shape().rank() == like.shape.rank();
-      for (int axis = 0; fits && axis < like.shape.rank(); ++axis) {
-        const bool is_width = like.shape[axis] == sibling->width && tensor.shape()[axis] == width;
-        fits = is_width || tensor.shape()[axis] == like.shape[axis];
-      }
-      if (!fits)
-        fail(shard,
-             fmt::format("of width {}: '{}' has shape {}, the anchor's '{}' of width {} has {}: train it "
-                         "against this anchor",
-                         width, name, to_string(tensor.shape()), sibling->name, sibling->width,
-                         to_string(like.shape)));
-    }
-  }
-
-  // A kind that the anchor does not have yet: matrices between D, the length of a router row, and the width.
-  static void check_first_of_kind(const ContributionShard& shard, const Entries& rows) {
     std::int64_t hidden_size = 0;
     for (const store::TensorEntry* row : rows) hidden_size = std::max(hidden_size, row->shape.numel());
     const std::int64_t width = shard.meta.expert.width;
+    const ExpertSlot* sibling = nullptr;
+    for (const ExpertSlot& slot : anchor_.slots)
+      if (slot.kind == shard.meta.expert.kind && (sibling == nullptr || sibling->width == hidden_size))
+        sibling = &slot;
+    if (shard.weights.empty()) fail(shard, "has no weights under value/: export it again");
+    Entries reference;
+    if (sibling != nullptr) {
+      reference = anchor_.tensors_of(BlockKind::expert, sibling->uuid, store::Slot::value);
+      check_names(shard, shard.weights, reference, "weights");
+    }
     for (const auto& [name, tensor] : shard.weights) {
-      check_type(shard, name, tensor, *rows.front());
+      const store::TensorEntry* like = find(reference, name);
+      check_type(shard, name, tensor, like != nullptr ? *like : *rows.front());
       const Shape& shape = tensor.shape();
-      if (shape != Shape{width, hidden_size} && shape != Shape{hidden_size, width})
+      bool fits = shape == Shape{width, hidden_size} || shape == Shape{hidden_size, width};
+      if (fits && like != nullptr && sibling->width != hidden_size)
+        fits = (like->shape[0] == hidden_size) == (shape[0] == hidden_size) || width == hidden_size;
+      if (!fits)
         fail(shard,
-             fmt::format("of width {}: '{}' has shape {}, expected a matrix between {} and {}: train it "
+             fmt::format("of width {}: '{}' has shape {}, expected a matrix between {} and {}{}: train it "
                          "against this anchor",
-                         width, name, to_string(shape), hidden_size, width));
+                         width, name, to_string(shape), hidden_size, width,
+                         like == nullptr ? ""
+                                         : fmt::format(" like {} of the anchor's '{}'",
+                                                       to_string(like->shape), sibling->name)));
     }
   }
 

@@ -43,9 +43,7 @@ Handle creation_list(hid_t list_class) {
 
 Handle link_list() {
   Handle plist(H5Pcreate(H5P_LINK_CREATE), H5Pclose);
-  if (!plist.valid() || H5Pset_create_intermediate_group(plist.get(), 1) < 0 ||
-      H5Pset_char_encoding(plist.get(), H5T_CSET_UTF8) < 0)
-    return {};
+  if (!plist.valid() || H5Pset_char_encoding(plist.get(), H5T_CSET_UTF8) < 0) return {};
   return plist;
 }
 
@@ -130,6 +128,8 @@ void File::create_group(const std::string& name) {
   const std::string group = normalised(name);
   impl_->require_writing(group);
   if (contains(group)) return;
+  // One by one: groups that the library makes on the way would note the time.
+  if (const auto slash = group.rfind('/'); slash != std::string::npos) create_group(group.substr(0, slash));
   const Handle links = link_list();
   const Handle creation = creation_list(H5P_GROUP_CREATE);
   Handle made;

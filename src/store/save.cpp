@@ -148,8 +148,32 @@ std::string checkpoint_directory(const std::string& run_directory, std::int64_t 
   return fmt::format("{}/checkpoints/step-{:08}", run_directory, step);
 }
 
+namespace {
+
+// Before anything is written: each expert has one rank that will write it.
+void check_owners(const std::string& directory, const ParamStore& params, const ExpertSlots& slots,
+                  const Communicator& world, const SaveOptions& options) {
+  const Tensor writers(DType::i64, {slots.size()});
+  auto* count = writers.view().as<std::int64_t>();
+  for (std::int64_t i = 0; i < slots.size(); ++i)
+    count[i] =
+        options.writes_experts &&
+        params.find_block(BlockKind::expert, slots.slots()[static_cast<std::size_t>(i)].uuid) != nullptr;
+  Stream stream;
+  if (slots.size() > 0) world.all_reduce_sum(stream, writers.view());
+  for (std::int64_t i = 0; i < slots.size(); ++i)
+    if (count[i] != 1)
+      throw CheckpointError(
+          fmt::format("checkpoint '{}' was not saved: expert '{}' must be there exactly once, {} ranks "
+                      "would write it",
+                      directory, slots.slots()[static_cast<std::size_t>(i)].name, count[i]));
+}
+
+}  // namespace
+
 Digest save_checkpoint(const std::string& directory, const CheckpointMeta& meta, const ParamStore& params,
                        const ExpertSlots& slots, const Communicator& world, const SaveOptions& options) {
+  check_owners(directory, params, slots, world, options);
   Manifest manifest;
   manifest.state = meta.state;
   manifest.dtype = params.compute_dtype();

@@ -226,7 +226,7 @@ TEST(Checkpoint, AnExpertThatNobodyHoldsIsNotSavedSilently) {
   save(run / "c", std::move(SyntheticModel(DType::f32, experts).fill(1)));
   const std::string before = test::slurp(run / "c/manifest.json");
   const SyntheticModel half = std::move(SyntheticModel(DType::f32, experts, 2, 0).fill(2));
-  expect_has(refusal([&] { save(run / "c", half); }), "must be there exactly once, found 0 times");
+  expect_has(refusal([&] { save(run / "c", half); }), "must be there exactly once, 0 ranks");
   EXPECT_EQ(test::slurp(run / "c/manifest.json"), before);
   EXPECT_EQ(names_in(run.path()), std::vector<std::string>{"c"});
 }
