@@ -12,23 +12,21 @@
 namespace moecollab::numerics {
 
 // What experts are ordered by: the selection score, with NaN below everything, so that the choice stays a
-// total order whatever the logits hold.
+// total order whatever the logits hold. The higher key wins, the lower id at a tie.
 template <class T>
 MC_HOST_DEVICE inline T selection_key(T score) {
   return score == score ? score : -std::numeric_limits<T>::infinity();
 }
-// True when expert a stands before expert b: the higher key, the lower id at a tie.
-template <class T>
-MC_HOST_DEVICE inline bool picked_before(T key_a, std::int32_t a, T key_b, std::int32_t b) {
-  return key_a > key_b || (key_a == key_b && a < b);
-}
 
-// ln x of a positive normal number to 2 ulp, without branches, so that loops over it vectorise. With
-// x = 2^e m, m in [sqrt(1/2), sqrt(2)) and s = (m - 1) / (m + 1): ln x = e ln 2 + 2 atanh s, and |s| < 0.172
-// makes the series in s^2 converge to f32 after five terms.
-MC_HOST_DEVICE inline float log_of_normal(float x) {
-  constexpr std::int32_t kHalfRoot = 0x3f3504f3;  // sqrt(1/2)
-  const std::int32_t bits = std::bit_cast<std::int32_t>(x) - kHalfRoot;
+// ln p of a probability, at least the logarithm of the smallest normal number: finite at p = 0, where it only
+// meets a factor p. To 2 ulp, without branches, so that loops over it vectorise. With p = 2^e m, m in
+// [sqrt(1/2), sqrt(2)) and s = (m - 1) / (m + 1): ln p = e ln 2 + 2 atanh s, and |s| < 0.172 makes the series
+// in s^2 converge to f32 after five terms. The clamp is one of integers, which order as positive floats do:
+// gcc turns the one of floats into a branch.
+MC_HOST_DEVICE inline float log_prob(float p) {
+  constexpr std::int32_t kSmallestNormal = 0x00800000, kHalfRoot = 0x3f3504f3;  // 2^-126, sqrt(1/2)
+  const std::int32_t raw = std::bit_cast<std::int32_t>(p);
+  const std::int32_t bits = (raw < kSmallestNormal ? kSmallestNormal : raw) - kHalfRoot;
   const float m = std::bit_cast<float>((bits & 0x7fffff) + kHalfRoot);
   const auto e = static_cast<float>(bits >> 23);
   const float s = (m - 1.0f) / (m + 1.0f);
@@ -37,15 +35,11 @@ MC_HOST_DEVICE inline float log_of_normal(float x) {
   constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;  // e * high is exact
   return e * kLn2High + (s * series + e * kLn2Low);
 }
-MC_HOST_DEVICE inline double log_of_normal(double x) { return std::log(x); }
-
-// ln p of a probability; 0 where p is 0 (or below the normal numbers), for there it only meets a factor p.
-template <class T>
-MC_HOST_DEVICE inline T log_prob(T p) {
-  constexpr T kTiny = std::numeric_limits<T>::min();
-  const T value = log_of_normal(p > kTiny ? p : kTiny);
-  return p > kTiny ? value : p - p;  // p - p keeps a NaN
+MC_HOST_DEVICE inline double log_prob(double p) {
+  constexpr double kTiny = std::numeric_limits<double>::min();
+  return std::log(p < kTiny ? kTiny : p);
 }
+// p ln p: 0 at p = 0, NaN for a NaN
 template <class T>
 MC_HOST_DEVICE inline T p_log_p(T p) {
   return p * log_prob(p);

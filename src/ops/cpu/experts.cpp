@@ -23,6 +23,17 @@ constexpr std::int64_t kWeightPanel = 256;  // rows of a weight gradient made by
 
 enum class Matrix : std::uint8_t { gate, up, down };
 
+// Below so many multiplications a parallel region costs more than the work.
+constexpr std::int64_t kParallelProducts = std::int64_t{1} << 18;
+
+template <class T>
+bool worth_threads(std::span<const ExpertWork<T>> work, std::int64_t dim) {
+  std::int64_t products = 0;
+  for (const ExpertWork<T>& expert : work)
+    products += (expert.row_end - expert.row_begin) * expert.width * dim;
+  return products > kParallelProducts;
+}
+
 // A row tile [row, row + rows) of an expert, columns [column, column + columns) of the result.
 struct TileUnit {
   std::size_t expert;
@@ -111,12 +122,12 @@ void forward_hidden(const ExpertWork<T>& expert, const TileUnit& unit, const T* 
       const T* gate = expert.saved_gate + offset + r * width;
 #pragma omp simd
       for (std::int64_t c = 0; c < unit.columns; ++c)
-        h[c] = static_cast<T>(numerics::swiglu(static_cast<A>(gate[c]), static_cast<A>(up[c])));
+        store(h[c], numerics::swiglu(static_cast<A>(gate[c]), static_cast<A>(up[c])));
     } else {
 #pragma omp simd
       for (std::int64_t c = 0; c < unit.columns; ++c) {
         const A value = static_cast<A>(up[c]);
-        h[c] = static_cast<T>(value > A(0) ? value : A(0));
+        store(h[c], value > A(0) ? value : A(0));
       }
     }
   }
@@ -139,7 +150,7 @@ void forward_output(const ExpertWork<T>& expert, const TileUnit& unit, const T* 
   for (std::int64_t r = 0; r < unit.rows; ++r)
 #pragma omp simd
     for (std::int64_t c = 0; c < unit.columns; ++c)
-      y[at + r * dim + c] = static_cast<T>(static_cast<A>(x[at + r * dim + c]) + sum[r * unit.columns + c]);
+      store(y[at + r * dim + c], static_cast<A>(x[at + r * dim + c]) + sum[r * unit.columns + c]);
 }
 
 // dh = dy Wd; hidden is made again for the gradient of Wd; da and db take the place of the pre-activations.
@@ -162,16 +173,16 @@ void backward_hidden(const ExpertWork<T>& expert, const TileUnit& unit, const T*
       for (std::int64_t c = 0; c < unit.columns; ++c) {
         const A a = static_cast<A>(gate[c]), b = static_cast<A>(up[c]);
         const auto grad = numerics::swiglu_grad(dh[c], a, b);
-        h[c] = static_cast<T>(numerics::swiglu(a, b));
-        gate[c] = static_cast<T>(grad.da);
-        up[c] = static_cast<T>(grad.db);
+        store(h[c], numerics::swiglu(a, b));
+        store(gate[c], grad.da);
+        store(up[c], grad.db);
       }
     } else {
 #pragma omp simd
       for (std::int64_t c = 0; c < unit.columns; ++c) {
         const A a = static_cast<A>(up[c]);
-        h[c] = static_cast<T>(a > A(0) ? a : A(0));
-        up[c] = static_cast<T>(a > A(0) ? dh[c] : A(0));
+        store(h[c], a > A(0) ? a : A(0));
+        store(up[c], a > A(0) ? dh[c] : A(0));
       }
     }
   }
@@ -194,11 +205,10 @@ void backward_input(const ExpertWork<T>& expert, const TileUnit& unit, const T* 
     T* to = dx + at + r * dim;
     if (gated) {
 #pragma omp simd
-      for (std::int64_t c = 0; c < unit.columns; ++c) to[c] = static_cast<T>(from[c]);
+      for (std::int64_t c = 0; c < unit.columns; ++c) store(to[c], from[c]);
     } else {
 #pragma omp simd
-      for (std::int64_t c = 0; c < unit.columns; ++c)
-        to[c] = static_cast<T>(static_cast<A>(skip[c]) + from[c]);
+      for (std::int64_t c = 0; c < unit.columns; ++c) store(to[c], static_cast<A>(skip[c]) + from[c]);
     }
   }
 }
@@ -234,7 +244,7 @@ void experts_forward(Arena& arena, const T* x, std::int64_t dim, std::span<const
   const std::vector<T*> hidden = hidden_rows<T>(arena, work);
   const std::vector<TileUnit> to_hidden = tile_units<T>(work, true, dim);
   const std::vector<TileUnit> to_output = tile_units<T>(work, false, dim);
-#pragma omp parallel
+#pragma omp parallel if (worth_threads(work, dim))
   {
 #pragma omp for schedule(dynamic)
     for (std::size_t i = 0; i < to_hidden.size(); ++i) {
@@ -257,7 +267,7 @@ void experts_backward(Arena& arena, const T* dy, const T* x, std::int64_t dim,
   const std::vector<TileUnit> to_hidden = tile_units<T>(work, true, dim);
   const std::vector<TileUnit> to_input = tile_units<T>(work, false, dim);
   const std::vector<WeightUnit> to_weights = weight_units<T>(work, dim);
-#pragma omp parallel
+#pragma omp parallel if (worth_threads(work, dim))
   {
 #pragma omp for schedule(dynamic)
     for (std::size_t i = 0; i < to_hidden.size(); ++i) {

@@ -14,9 +14,6 @@ constexpr std::int64_t kPickBlock = 4096;         // picks counted by one unit o
 constexpr std::int64_t kColumnBlock = 512;        // accumulators kept in the first-level cache
 constexpr std::int64_t kParallelBytes = 1 << 16;  // below this a parallel region costs more than the work
 
-template <class T>
-using Real = Accumulator<T>;
-
 }  // namespace
 
 // Two passes over fixed blocks of picks: histogram of every block; exclusive sums over (key, block); then
@@ -82,20 +79,20 @@ void combine_rows(const T* rows, const std::int32_t* position_of_pick, const Acc
                   std::int64_t tokens, std::int64_t picks, std::int64_t dim, T* y) {
 #pragma omp parallel for schedule(static) if (tokens * dim * picks > kParallelBytes / 4)
   for (std::int64_t t = 0; t < tokens; ++t) {
-    Real<T> sum[kColumnBlock];
+    Accumulator<T> sum[kColumnBlock];
     for (std::int64_t begin = 0; begin < dim; begin += kColumnBlock) {
       const std::int64_t columns = std::min(kColumnBlock, dim - begin);
-      std::fill_n(sum, columns, Real<T>{0});
+      std::fill_n(sum, columns, Accumulator<T>{0});
       for (std::int64_t pick = t * picks; pick < (t + 1) * picks; ++pick) {
         if (position_of_pick[pick] < 0) continue;
-        const Real<T> weight = weights ? weights[pick] : Real<T>{1};
+        const Accumulator<T> weight = weights ? weights[pick] : Accumulator<T>{1};
         const T* row = rows + position_of_pick[pick] * dim + begin;
 #pragma omp simd
-        for (std::int64_t d = 0; d < columns; ++d) sum[d] += weight * static_cast<Real<T>>(row[d]);
+        for (std::int64_t d = 0; d < columns; ++d) sum[d] += weight * static_cast<Accumulator<T>>(row[d]);
       }
       T* out = y + t * dim + begin;
 #pragma omp simd
-      for (std::int64_t d = 0; d < columns; ++d) out[d] = static_cast<T>(sum[d]);
+      for (std::int64_t d = 0; d < columns; ++d) store(out[d], sum[d]);
     }
   }
 }
@@ -119,13 +116,13 @@ void combine_rows_backward(const T* dy, const T* rows, const std::int32_t* posit
     }
     const T* dy_row = dy + pick / picks * dim;
     const T* row = rows + i * dim;
-    const Real<T> weight = weights[pick];
-    Real<T> dot = 0;
+    const Accumulator<T> weight = weights[pick];
+    Accumulator<T> dot = 0;
 #pragma omp simd reduction(+ : dot)
     for (std::int64_t d = 0; d < dim; ++d) {
-      const auto g = static_cast<Real<T>>(dy_row[d]);
-      dot += g * static_cast<Real<T>>(row[d]);
-      d_row[d] = static_cast<T>(weight * g);
+      const auto g = static_cast<Accumulator<T>>(dy_row[d]);
+      dot += g * static_cast<Accumulator<T>>(row[d]);
+      store(d_row[d], weight * g);
     }
     d_weights[pick] = dot;
   }

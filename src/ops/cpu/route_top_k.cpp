@@ -1,6 +1,6 @@
 // The gate on the host. Threads split the tokens; within a token everything is sequential or a reduction in a
 // fixed tree, so the bits do not depend on the number of threads. Cost per token: one pass of exponentials
-// over E, one scan that keeps the best K.
+// over E, two per pick.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -59,33 +59,32 @@ T at_least_tiny(T sum) {
   return std::max(sum, std::numeric_limits<T>::min());
 }
 
-// Keeps the best K so far in order; `best` holds their keys.
-template <class T, class Key>
-void select_top_k(std::int64_t experts, std::int64_t num_picks, const Key& key_of, std::int32_t* picks,
-                  T* best) {
-  std::int64_t held = 0;
-  for (std::int64_t e = 0; e < experts; ++e) {
-    const auto id = static_cast<std::int32_t>(e);
-    const T key = numerics::selection_key<T>(key_of(e));
-    std::int64_t at = held;
-    if (held < num_picks)
-      ++held;
-    else if (numerics::picked_before(key, id, best[held - 1], picks[held - 1]))
-      at = held - 1;
-    else
-      continue;
-    for (; at > 0 && numerics::picked_before(key, id, best[at - 1], picks[at - 1]); --at) {
-      best[at] = best[at - 1];
-      picks[at] = picks[at - 1];
+// K times the highest key and the lowest id that has it: two passes that vectorise, where one pass that keeps
+// the best K mispredicts its branches (measured for K = 8 of 64 and of 256: half the time). A NaN marks keys that
+// are taken.
+template <class T>
+void select_top_k(std::int64_t experts, std::int64_t num_picks, T* keys, std::int32_t* picks) {
+  const auto size = static_cast<std::int32_t>(experts);
+#pragma omp simd
+  for (std::int32_t e = 0; e < size; ++e) keys[e] = numerics::selection_key(keys[e]);
+  for (std::int64_t k = 0; k < num_picks; ++k) {
+    T best = -std::numeric_limits<T>::infinity();
+#pragma omp simd reduction(max : best)
+    for (std::int32_t e = 0; e < size; ++e) best = keys[e] > best ? keys[e] : best;
+    std::int32_t id = size;
+#pragma omp simd reduction(min : id)
+    for (std::int32_t e = 0; e < size; ++e) {
+      const std::int32_t candidate = keys[e] == best ? e : size;
+      id = candidate < id ? candidate : id;
     }
-    best[at] = key;
-    picks[at] = id;
+    picks[k] = id;
+    keys[id] = std::numeric_limits<T>::quiet_NaN();
   }
 }
 
 template <class T>
 void route_token(const T* z, const T* bias, const RoutingExtents& extents, const RouterOptions& options,
-                 std::int32_t* picks, T* weights, T* probs, T* lse) {
+                 std::int32_t* picks, T* weights, T* probs, T* lse, T* keys) {
   const std::int64_t experts = extents.experts, num_picks = extents.picks;
   *lse = softmax_row(z, experts, probs);
   T sigmoid_sum = 0;
@@ -98,15 +97,13 @@ void route_token(const T* z, const T* bias, const RoutingExtents& extents, const
   }
 
   // Without a bias all scores rise with the logit, which orders without their rounding and saturation.
+  const T* score = bias == nullptr || options.scoring == Scoring::softmax_after_top_k ? z : probs;
   if (bias == nullptr)
-    select_top_k(
-        experts, num_picks, [&](std::int64_t e) { return z[e]; }, picks, weights);
-  else if (options.scoring == Scoring::softmax_after_top_k)
-    select_top_k(
-        experts, num_picks, [&](std::int64_t e) { return z[e] + bias[e]; }, picks, weights);
+    std::copy_n(score, experts, keys);
   else
-    select_top_k(
-        experts, num_picks, [&](std::int64_t e) { return probs[e] + bias[e]; }, picks, weights);
+#pragma omp simd
+    for (std::int64_t e = 0; e < experts; ++e) keys[e] = score[e] + bias[e];
+  select_top_k(experts, num_picks, keys, picks);
 
   const T scaling = static_cast<T>(options.scaling);
   if (weights_are_softmax_over_picks(options)) {
@@ -231,17 +228,21 @@ void route_top_k_forward(const T* logits, const T* selection_bias, const std::ui
                          const RoutingExtents& extents, const RouterOptions& options, std::int32_t* picks,
                          T* weights, T* probs, T* lse) {
   const std::int64_t experts = extents.experts, num_picks = extents.picks;
-#pragma omp parallel for schedule(static) if (extents.tokens * experts > kParallelElements)
-  for (std::int64_t t = 0; t < extents.tokens; ++t) {
-    if (valid != nullptr && valid[t] == 0) {
-      std::fill_n(picks + t * num_picks, num_picks, -1);
-      std::fill_n(weights + t * num_picks, num_picks, T(0));
-      std::fill_n(probs + t * experts, experts, T(0));
-      lse[t] = 0;
-      continue;
+#pragma omp parallel if (extents.tokens * experts > kParallelElements)
+  {
+    std::vector<T> keys(static_cast<std::size_t>(experts));
+#pragma omp for schedule(static)
+    for (std::int64_t t = 0; t < extents.tokens; ++t) {
+      if (valid != nullptr && valid[t] == 0) {
+        std::fill_n(picks + t * num_picks, num_picks, -1);
+        std::fill_n(weights + t * num_picks, num_picks, T(0));
+        std::fill_n(probs + t * experts, experts, T(0));
+        lse[t] = 0;
+        continue;
+      }
+      route_token(logits + t * experts, selection_bias, extents, options, picks + t * num_picks,
+                  weights + t * num_picks, probs + t * experts, lse + t, keys.data());
     }
-    route_token(logits + t * experts, selection_bias, extents, options, picks + t * num_picks,
-                weights + t * num_picks, probs + t * experts, lse + t);
   }
 }
 
