@@ -49,7 +49,8 @@ const char* to_string(DType dtype) {
 }
 
 DType dtype_from_string(const std::string& name) {
-  for (const DType dtype : {DType::f32, DType::bf16, DType::f64, DType::i32, DType::i64, DType::u8, DType::u16})
+  for (const DType dtype :
+       {DType::f32, DType::bf16, DType::f64, DType::i32, DType::i64, DType::u8, DType::u16})
     if (name == to_string(dtype)) return dtype;
   throw UsageError("unknown element type '" + name + "': use f32, bf16 or f64");
 }

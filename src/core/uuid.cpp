@@ -9,7 +9,8 @@ namespace moecollab {
 
 // RFC 9562 version 8 (custom) with the standard variant bits.
 Uuid Uuid::from_bits(std::uint64_t high, std::uint64_t low) {
-  return {(high & ~0xf000u) | 0x8000u, (low & ~(std::uint64_t{3} << 62)) | (std::uint64_t{2} << 62)};
+  return {(high & ~std::uint64_t{0xf000}) | 0x8000u,
+          (low & ~(std::uint64_t{3} << 62)) | (std::uint64_t{2} << 62)};
 }
 
 Uuid Uuid::from_seed(std::uint64_t seed, std::uint64_t slot) {

@@ -1,0 +1,25 @@
+// How much a rank needs at most, known before anything is allocated.
+#pragma once
+
+#include <cstdint>
+
+#include "moecollab/core/expert_slots.hpp"
+#include "moecollab/nn/model_config.hpp"
+
+namespace moecollab::nn {
+
+struct WorkPerRank {
+  std::int64_t max_sequences = 0;  // most sequences of a micro-batch on one rank
+  std::int64_t seq_len = 0;        // S
+  std::int64_t expert_parallel_size = 1;
+  std::int64_t expert_rank = 0;
+};
+
+// Upper bound in bytes of what the arena of a rank holds at once in forward_backward: activations kept for
+// backward plus the largest scratch of one layer. Dropless worst case: every token of every rank of the group
+// picks as many experts of this rank as it can, so a layer receives up to ep * T * min(K, experts of the
+// rank) rows, of which max_rows are held at once when it is set.
+std::int64_t activation_bytes_bound(const ModelConfig& config, const ExpertSlots& slots,
+                                    const WorkPerRank& work);
+
+}  // namespace moecollab::nn

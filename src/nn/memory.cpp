@@ -1,0 +1,77 @@
+#include "moecollab/nn/memory.hpp"
+
+#include <algorithm>
+
+#include "moecollab/core/tensor.hpp"
+
+namespace moecollab::nn {
+
+namespace {
+
+// Rows and hidden elements that the experts of a rank work on at once.
+struct ExpertLoad {
+  std::int64_t rows = 0;
+  std::int64_t widest = 0;  // widest expert of the rank
+};
+
+ExpertLoad expert_load(const ModelConfig& config, const ExpertSlots& slots, const WorkPerRank& work,
+                       std::int64_t tokens) {
+  ExpertLoad load;
+  const auto owned = slots.owned_by(static_cast<std::int32_t>(work.expert_rank));
+  for (const std::int32_t slot : owned)
+    load.widest = std::max(load.widest, slots.slots()[static_cast<std::size_t>(slot)].width);
+  load.rows = work.expert_parallel_size * tokens *
+              std::min<std::int64_t>(config.num_experts_per_tok, static_cast<std::int64_t>(owned.size()));
+  // A layer within the row budget keeps its rows for backward, one above it works in chunks and keeps none.
+  if (config.max_rows > 0) load.rows = std::min(load.rows, config.max_rows);
+  return load;
+}
+
+}  // namespace
+
+std::int64_t activation_bytes_bound(const ModelConfig& config, const ExpertSlots& slots,
+                                    const WorkPerRank& work) {
+  const std::int64_t a = size_bytes(config.dtype), c = size_bytes(accumulator_of(config.dtype)), i32 = 4;
+  const std::int64_t tokens = work.max_sequences * work.seq_len, d = config.hidden_size;
+  const std::int64_t q = config.num_attention_heads * config.head_dim,
+                     kv = config.num_key_value_heads * config.head_dim;
+  const std::int64_t experts = slots.size(), k = config.num_experts_per_tok;
+  const ExpertLoad load = expert_load(config, slots, work, tokens);
+  // All ranks cut their layers into as many chunks as the fullest one, so this rank's plan lists a chunk per
+  // tile at worst.
+  const std::int64_t received = work.expert_parallel_size * tokens * k;
+
+  const std::int64_t stream = tokens * d * a;
+  const std::int64_t norms = 2 * (stream + tokens * c);
+  std::int64_t attention = (2 * q + 2 * kv) * tokens * a + tokens * config.num_attention_heads * c;
+  if (config.use_qk_norm)
+    attention +=
+        (q + kv) * tokens * a + tokens * (config.num_attention_heads + config.num_key_value_heads) * c;
+  const std::int64_t dense = 2 * tokens * config.intermediate_size * a;
+  const std::int64_t routing = (3 * tokens * experts + tokens + tokens * k + experts * (d + 2)) * c +
+                               3 * tokens * k * i32 + experts * 8 + 2 * received * i32;
+  const std::int64_t moe = routing + tokens * k * d * a + load.rows * (2 * load.widest + d) * a +
+                           2 * tokens * config.shared_expert_intermediate_size * a + stream;
+
+  std::int64_t kept = 0;
+  for (std::int64_t l = 0; l < config.num_hidden_layers; ++l)
+    kept += 2 * stream + norms + attention + (config.is_moe_layer(l) ? moe : dense);
+
+  const std::int64_t attention_scratch = 2 * (q + kv) * tokens * a + stream;
+  const std::int64_t dense_scratch =
+      3 * tokens * std::max(config.intermediate_size, config.shared_expert_intermediate_size) * a + stream;
+  const std::int64_t moe_scratch =
+      (3 * tokens * k * d + 6 * load.rows * d + 3 * load.rows * load.widest) * a + tokens * k * c +
+      (2 * tokens * experts + 2 * tokens * d + experts * (d + 1)) * c + 2 * stream +
+      work.expert_parallel_size * experts * 8;
+  const std::int64_t scratch = std::max({attention_scratch, dense_scratch, moe_scratch});
+  const std::int64_t logits = std::max<std::int64_t>(std::int64_t{4} << 20, config.vocab_size) * a;
+  const std::int64_t ends =
+      4 * stream + tokens * (c + i32 + 1 + c) + config.num_moe_layers() * (2 * experts + 2) * 8;
+
+  // Every tensor starts on a 64-byte line.
+  const std::int64_t rounding = 64 * (64 * config.num_hidden_layers + 64);
+  return kept + std::max(scratch, logits) + ends + rounding;
+}
+
+}  // namespace moecollab::nn
