@@ -46,7 +46,7 @@ memory_resource mutex new numbers numeric optional ostream queue random ranges r
 semaphore set shared_mutex source_location span sstream stack stdexcept stop_token streambuf string string_view
 syncstream system_error thread tuple type_traits typeindex typeinfo unordered_map unordered_set utility valarray
 variant vector version""".split())
-POSIX = re.compile(r"(sys|netinet|arpa|linux)/\w+\.h|(unistd|fcntl|signal|dirent|poll|pthread|sched|spawn|"
+POSIX = re.compile(r"(sys|netinet|arpa|linux)/\w+\.h|(unistd|stdlib|fcntl|signal|dirent|poll|pthread|sched|spawn|"
                    r"termios|dlfcn|execinfo|fenv|immintrin|cpuid|link|ucontext|glob|pwd|netdb)\.h")
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^">]+)[">]', re.MULTILINE)
 
