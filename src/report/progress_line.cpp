@@ -1,5 +1,6 @@
 #include "moecollab/report/progress_line.hpp"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -18,9 +19,24 @@ constexpr const char* kEraseLine = "\r\033[K";
 
 }  // namespace
 
+namespace {
+// Open MPI gives every rank a pseudo-terminal to write to; what counts is where mpirun, its parent on the
+// first host, writes.
+bool is_terminal(int file_descriptor) {
+  if (::isatty(file_descriptor) != 1) return false;
+  if (std::getenv("OMPI_COMM_WORLD_SIZE") == nullptr) return true;
+  const std::string path = "/proc/" + std::to_string(::getppid()) + "/fd/" + std::to_string(file_descriptor);
+  const int launcher = ::open(path.c_str(), O_WRONLY | O_NOCTTY | O_CLOEXEC);
+  if (launcher < 0) return false;
+  const bool terminal = ::isatty(launcher) == 1;
+  ::close(launcher);
+  return terminal;
+}
+}  // namespace
+
 bool wants_bar(int file_descriptor) {
   const char* terminal = std::getenv("TERM");
-  return ::isatty(file_descriptor) == 1 && terminal != nullptr && std::string(terminal) != "dumb";
+  return is_terminal(file_descriptor) && terminal != nullptr && std::string(terminal) != "dumb";
 }
 
 bool wants_color(int file_descriptor) {
