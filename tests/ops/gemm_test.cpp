@@ -1,6 +1,7 @@
 #include "ops/cpu/gemm.hpp"
 
 #include <cmath>
+#include <cstring>
 
 #include "dense_support.hpp"
 
@@ -118,43 +119,65 @@ TEST(Gemm, RefusesToAccumulateInBf16) {
       InternalError);
 }
 
-// A scratchpad shared between threads would mix their operands; a thread count that leaked into the library
-// would change the order of sums. Every thread works on its own shapes, over and over, and compares with what
-// one thread alone got outside any parallel region.
-TEST(Gemm, ThreadsDoNotDisturbEachOther) {
-  const int threads_before = omp_get_max_threads();
-  omp_set_num_threads(4);
+// f32 result of a problem in f32 or bf16.
+void multiply(const Problem& p, float* c) {
+  if (p.a.dtype() == DType::f32)
+    gemm(p.shape, p.a.view().as<float>(), p.b.view().as<float>(), 0.0f, c);
+  else
+    gemm(p.shape, p.a.view().as<BFloat16>(), p.b.view().as<BFloat16>(), 0.0f, c);
+}
+
+std::vector<Problem> some_problems() {
   std::vector<Problem> problems;
-  std::vector<Tensor> alone;
-  for (const Case& s :
-       {Case{64, 64, 512}, Case{128, 256, 96}, Case{37, 129, 200}, Case{256, 64, 64}, Case{61, 64, 64}})
+  for (const Case& s : {Case{256, 128, 256}, Case{128, 256, 96}, Case{37, 129, 700}, Case{256, 64, 512},
+                        Case{61, 64, 64}, Case{8, 8, 20000}})
     for (const bool ta : {false, true})
-      for (const DType dtype : {DType::f32, DType::bf16}) {
+      for (const DType dtype : {DType::f32, DType::bf16})
         problems.emplace_back(s, ta, true, dtype, DType::f32, false);
-        const Problem& p = problems.back();
-        if (dtype == DType::f32)
-          gemm(p.shape, p.a.view().as<float>(), p.b.view().as<float>(), 0.0f, p.c.view().as<float>());
-        else
-          gemm(p.shape, p.a.view().as<BFloat16>(), p.b.view().as<BFloat16>(), 0.0f, p.c.view().as<float>());
-        alone.push_back(copy_of(p.c.view()));
-      }
+  return problems;
+}
+
+// With more threads to itself the library would cut a long sum in parts: other bits.
+TEST(Gemm, IgnoresTheThreadCountOfItsCaller) {
+  const int before = omp_get_max_threads();
+  for (const Problem& p : some_problems()) {
+    const Tensor one = copy_of(p.c.view()), four = copy_of(p.c.view());
+    omp_set_num_threads(1);
+    multiply(p, one.view().as<float>());
+    omp_set_num_threads(4);
+    multiply(p, four.view().as<float>());
+    EXPECT_EQ(omp_get_max_threads(), 4) << "the caller's thread count must stay as it was";
+    EXPECT_TRUE(same_bits(one.view(), four.view())) << p.shape.m << "x" << p.shape.n << "x" << p.shape.k;
+  }
+  omp_set_num_threads(before);
+}
+
+// A scratchpad or a primitive shared between threads would mix their operands, though only when one thread is
+// cut off in the middle of a product, or two run at once: hence many products, and a common start.
+TEST(Gemm, ThreadsDoNotDisturbEachOther) {
+  const std::vector<Problem> problems = some_problems();
   const auto count = static_cast<int>(problems.size());
+  std::vector<Tensor> alone;
+  for (const Problem& p : problems) {
+    alone.push_back(copy_of(p.c.view()));
+    multiply(p, alone.back().view().as<float>());
+  }
   int different = 0;
 #pragma omp parallel num_threads(4) reduction(+ : different)
-  for (int round = 0; round < 10; ++round)
-    for (int i = 0; i < count; ++i) {
-      const auto at = static_cast<std::size_t>((i + omp_get_thread_num() * 7) % count);
-      const Problem& p = problems[at];
-      const Tensor c = poisoned(DType::f32, {p.shape.m, p.shape.ldc});
-      if (p.a.dtype() == DType::f32)
-        gemm(p.shape, p.a.view().as<float>(), p.b.view().as<float>(), 0.0f, c.view().as<float>());
-      else
-        gemm(p.shape, p.a.view().as<BFloat16>(), p.b.view().as<BFloat16>(), 0.0f, c.view().as<float>());
-      if (!same_bits(c.view(), alone[at].view())) ++different;
-    }
+  {
+    std::vector<Tensor> results;
+    for (const Problem& p : problems) results.push_back(copy_of(p.c.view()));
+#pragma omp barrier
+    for (int round = 0; round < 40; ++round)
+      for (int i = 0; i < count; ++i) {
+        const auto at = static_cast<std::size_t>((i + omp_get_thread_num() * 5) % count);
+        const TensorView c = results[at].view();
+        multiply(problems[at], c.as<float>());
+        if (std::memcmp(c.data, alone[at].view().data, static_cast<std::size_t>(c.size_bytes())) != 0)
+          ++different;
+      }
+  }
   EXPECT_EQ(different, 0);
-  EXPECT_EQ(omp_get_max_threads(), 4) << "gemm() must leave the caller's thread count as it was";
-  omp_set_num_threads(threads_before);
 }
 
 }  // namespace
