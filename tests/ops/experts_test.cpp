@@ -194,7 +194,7 @@ TEST(Experts, GradientsMatchFiniteDifferences) {
   const Result result = run(experts, x.view(), dy.view());
   const auto loss = [&] {
     Stream stream;
-    Arena arena;
+    Arena arena(1 << 14);
     auto segments = experts.segments(0, 1000);
     const std::int64_t saved = ops::layout_saved(segments);
     const TensorView y = arena.tensor(DType::f64, x.shape());

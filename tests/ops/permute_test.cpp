@@ -27,9 +27,13 @@ Sorted sort(ConstTensorView picks, const std::vector<std::int32_t>& keys) {
   Stream stream;
   Sorted out{Tensor(DType::i32, {picks.numel()}), Tensor(DType::i32, picks.shape),
              Tensor(DType::i64, {static_cast<std::int64_t>(keys.size())})};
+  std::fill_n(out.counts.view().as<std::int64_t>(), keys.size(), 99);  // must be overwritten
   ops::sort_picks(stream, picks, keys, out.order.view(), out.position.view(), out.counts.view());
   return out;
 }
+
+// What an output holds before it is written: every element must be overwritten.
+Tensor unwritten(DType dtype, const Shape& shape) { return random_tensor(dtype, shape, 77, 1e6); }
 
 // Random picks; about one in `one_in` is -1, and expert `unused` is never picked.
 Tensor random_picks(std::int64_t tokens, std::int64_t num_picks, std::int32_t experts, std::int64_t one_in,
@@ -147,7 +151,7 @@ TEST(CombineRows, SumsWeightedRowsAndSkipsDroppedPicks) {
   for (const DType dtype : {DType::f32, DType::bf16, DType::f64})
     for (const std::int64_t dim : {1, 33, 1100}) {
       const Rows r = make_rows(dtype, 40, 3, dim);
-      Tensor y(dtype, {r.tokens, dim});
+      const Tensor y = unwritten(dtype, {r.tokens, dim});
       ops::combine_rows_forward(stream, r.rows.view(), r.sorted.position.view(), r.weights.view(), y.view());
       const auto* position = r.sorted.position.view().as<std::int32_t>();
       bool seen_empty = false;
@@ -172,8 +176,8 @@ TEST(CombineRows, SumsWeightedRowsAndSkipsDroppedPicks) {
 TEST(CombineRows, GradientsMatchFiniteDifferences) {
   Stream stream;
   const Rows r = make_rows(DType::f64, 12, 3, 5);
-  Tensor y(DType::f64, {r.tokens, r.dim}), d_rows(DType::f64, r.rows.shape());
-  Tensor d_weights(DType::f64, r.weights.shape());
+  const Tensor y = unwritten(DType::f64, {r.tokens, r.dim}), d_rows = unwritten(DType::f64, r.rows.shape());
+  const Tensor d_weights = unwritten(DType::f64, r.weights.shape());
   const auto loss = [&] {
     ops::combine_rows_forward(stream, r.rows.view(), r.sorted.position.view(), r.weights.view(), y.view());
     return test::dot(y.view(), r.dy.view());
@@ -189,7 +193,7 @@ TEST(DispatchRows, BackwardIsTheTransposeOfTheGather) {
   const Rows r = make_rows(DType::f64, 12, 3, 5);
   const Tensor x = random_tensor(DType::f64, {r.tokens, r.dim}, 21);
   const Tensor d_sent = random_tensor(DType::f64, {r.num_rows, r.dim}, 22);
-  Tensor sent(DType::f64, {r.num_rows, r.dim}), dx(DType::f64, x.shape());
+  const Tensor sent = unwritten(DType::f64, {r.num_rows, r.dim}), dx = unwritten(DType::f64, x.shape());
   const auto loss = [&] {
     ops::gather_rows(stream, x.view(), r.sorted.order.view().rows(0, r.num_rows), r.num_picks, sent.view());
     return test::dot(sent.view(), d_sent.view());
@@ -204,7 +208,8 @@ TEST(CombineRows, BackwardInF32AndBf16AgreesWithDouble) {
   for (const DType dtype : {DType::f32, DType::bf16}) {
     const Rows r = make_rows(dtype, 64, 2, 257);
     const DType accumulator = accumulator_of(dtype);
-    Tensor d_rows(dtype, r.rows.shape()), d_weights(accumulator, r.weights.shape());
+    const Tensor d_rows = unwritten(dtype, r.rows.shape());
+    const Tensor d_weights = unwritten(accumulator, r.weights.shape());
     ops::combine_rows_backward(stream, r.dy.view(), r.rows.view(), r.sorted.position.view(),
                                r.sorted.order.view(), r.weights.view(), d_rows.view(), d_weights.view());
     const auto* position = r.sorted.position.view().as<std::int32_t>();

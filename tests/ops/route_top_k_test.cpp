@@ -230,6 +230,37 @@ TEST(RouteTopK, ThreadsDoNotChangeBits) {
   omp_set_num_threads(before);
 }
 
+// Whatever the rows of padding hold, and on top of what the sums held before.
+TEST(RoutingSums, AddValidTokensOnly) {
+  Stream stream;
+  const std::int64_t tokens = 600, experts = 3;
+  const Tensor probs = random_tensor(DType::f64, {tokens, experts}, 1), valid = make_valid(tokens);
+  const Tensor lse = random_tensor(DType::f64, {tokens}, 2);
+  Tensor picks(DType::i32, {tokens, 2});
+  Tensor sums(DType::f64, {2 * experts + 2});
+  std::fill_n(sums.view().as<double>(), 2 * experts + 2, 5.0);
+  std::vector<double> want(static_cast<std::size_t>(2 * experts + 2), 5.0);
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    auto* pick = picks.view().as<std::int32_t>() + t * 2;
+    pick[0] = static_cast<std::int32_t>(t % experts);
+    pick[1] = t % 7 == 0 ? -1 : static_cast<std::int32_t>((t + 1) % experts);
+    double* p = probs.view().as<double>() + t * experts;
+    for (std::int64_t e = 0; e < experts; ++e) p[e] = std::abs(p[e]);
+    if (valid.view().as<std::uint8_t>()[t] == 0) continue;
+    for (int k = 0; k < 2; ++k)
+      if (pick[k] >= 0) want[static_cast<std::size_t>(pick[k])] += 1.0;
+    for (std::int64_t e = 0; e < experts; ++e) {
+      want[static_cast<std::size_t>(experts + e)] += p[e];
+      want[static_cast<std::size_t>(2 * experts)] -= p[e] * std::log(p[e]);
+    }
+    want[static_cast<std::size_t>(2 * experts + 1)] += at(lse.view(), t) * at(lse.view(), t);
+  }
+  ops::routing_sums(stream, picks.view(), probs.view(), lse.view(), valid.view(), sums.view());
+  for (std::int64_t i = 0; i < 2 * experts + 2; ++i)  // n = 3 N terms, partial sums below 2000
+    EXPECT_NEAR(at(sums.view(), i), want[static_cast<std::size_t>(i)],
+                3 * 600 * std::numeric_limits<double>::epsilon() * 2000);
+}
+
 Tensor make_sums(const std::vector<double>& values) {
   Tensor sums(DType::f64, {static_cast<std::int64_t>(values.size())});
   std::copy(values.begin(), values.end(), sums.view().as<double>());
