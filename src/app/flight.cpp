@@ -8,12 +8,14 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <string_view>
 
 namespace moecollab::app {
 
 namespace {
 
 constexpr const char* kTerminated = "terminated from outside";
+constexpr std::string_view kErrorPrefix = "error: ";
 
 // A signal handler gets no argument, so the record it writes to has to be reachable from here.
 std::atomic<FlightRecord*> noted_record{nullptr};
@@ -79,8 +81,9 @@ std::string previous_end(std::span<const FlightNote> notes) {
     return fmt::format("in phase {} at step {} on {}", note.phase, note.step, note.host);
   };
   if (failed != nullptr)
-    return fmt::format("the previous run ended: rank {} failed {}: {}", failed->rank, where(*failed),
-                       failed->status);
+    return fmt::format(
+        "the previous run ended: rank {} failed {}: {}", failed->rank, where(*failed),
+        failed->status.substr(failed->status.starts_with(kErrorPrefix) ? kErrorPrefix.size() : 0));
   if (silent != nullptr && num_silent == notes.size() && num_silent > 1)
     return fmt::format("the previous run ended: all {} ranks died at once, rank {} {}", num_silent,
                        silent->rank, where(*silent));

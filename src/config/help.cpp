@@ -41,7 +41,8 @@ std::string wrapped(const std::string& text) {
   for (std::size_t begin = 0; begin < text.size();) {
     const std::size_t end = std::min(text.find(' ', begin), text.size());
     if (column + (end - begin) > kHelpWidth && column > kHelpColumn) {
-      out += '\n' + std::string(kHelpColumn, ' ');
+      out.back() = '\n';
+      out += std::string(kHelpColumn, ' ');
       column = kHelpColumn;
     }
     out += text.substr(begin, end - begin) + ' ';
