@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "app/training_run.hpp"
+#include "moecollab/nn/memory.hpp"
 #include "moecollab/nn/parameters.hpp"
 
 namespace moecollab::app {
@@ -44,16 +45,22 @@ std::string plan(const config::Settings& settings, const nn::ModelConfig& model,
     placement += fmt::format("  rank {:<4} {}\n", rank, names.empty() ? "no expert" : names);
     most = std::max(most, experts);
   }
-  const double logits = static_cast<double>(settings.train.batch_size / settings.train.micro_batches) /
-                        static_cast<double>(num_ranks) * static_cast<double>(settings.train.seq_len) *
-                        static_cast<double>(model.vocab_size) * narrow;
+  std::int64_t activations = 0;
+  const std::int64_t micro_batch = settings.train.batch_size / settings.train.micro_batches;
+  for (std::int64_t rank = 0; rank < expert_parallel_size; ++rank)
+    activations = std::max(activations,
+                           nn::activation_bytes_bound(model, slots,
+                                                      {(micro_batch + num_ranks - 1) / num_ranks,
+                                                       settings.train.seq_len, expert_parallel_size, rank}));
   std::string out;
   out += fmt::format("parameters       {} in all, {} at work on a token\n", counts.total, counts.active);
   out += fmt::format("ranks            {} = {} expert-parallel x {} replica(s)\n", num_ranks,
                      expert_parallel_size, num_ranks / expert_parallel_size);
   out += fmt::format("weights + state  {} on the fullest rank, when all of it learns\n",
                      mib((shared + most) * trained + router * gate));
-  out += fmt::format("logits           {} on a rank (other activations come on top)\n", mib(logits));
+  out += fmt::format("activations      {} at most on a rank, if all tokens chose its experts{}\n",
+                     mib(static_cast<double>(activations)),
+                     model.max_rows == 0 ? "; model.max_rows bounds it further" : "");
   out += fmt::format("tokens           {} per step, {} in all\n",
                      settings.train.batch_size * settings.train.seq_len,
                      settings.train.batch_size * settings.train.seq_len * settings.train.steps);

@@ -1,5 +1,6 @@
 #include "app/training_run.hpp"
 
+#include <fmt/format.h>
 #include <omp.h>
 #include <sched.h>
 
@@ -9,6 +10,8 @@
 
 #include "app/training_log.hpp"
 #include "moecollab/core/error.hpp"
+#include "moecollab/nn/parameters.hpp"
+#include "moecollab/report/progress_line.hpp"
 #include "moecollab/train/batches.hpp"
 #include "moecollab/train/evaluate.hpp"
 #include "moecollab/train/trainer.hpp"
@@ -63,6 +66,26 @@ data::SamplerOptions sampler_options(const config::Settings& settings, const Mod
   return options;
 }
 
+// What is about to happen, in three lines.
+std::string describe(const nn::Parallel& parallel, const Model& model, const data::Dataset& dataset,
+                     const train::TrainConfig& config) {
+  const nn::ParamCounts counts = nn::count_params(model.config, model.slots);
+  std::int64_t learning = 0;
+  for (const ExpertSlot& slot : model.slots.slots()) learning += slot.trainable ? 1 : 0;
+  const std::int64_t tokens = config.batch_size * config.seq_len;
+  return fmt::format(
+      "model  {} parameters, {} at work on a token, {}; {} experts ({} learning), {} picks per token\n"
+      "ranks  {} = {} expert-parallel x {} replicas, {} threads each\n"
+      "data   {} training tokens in {} domains; {} tokens a step; {} step {} of {}",
+      report::short_number(static_cast<double>(counts.total)),
+      report::short_number(static_cast<double>(counts.active)), to_string(model.config.dtype),
+      model.slots.size(), learning, model.config.num_experts_per_tok, parallel.world().size(),
+      parallel.expert_parallel_size(), parallel.num_replicas(), omp_get_max_threads(),
+      report::short_number(static_cast<double>(dataset.num_tokens(data::Split::train))),
+      dataset.domains().size(), tokens, model.state.step > 0 ? "going on after" : "from", model.state.step,
+      config.steps);
+}
+
 double ms_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
 }
@@ -88,6 +111,8 @@ void train_to_the_end(const Job& job, const nn::Parallel& parallel, Model& model
   train::Trainer trainer(model.config, config, model.params, model.slots, parallel, job.clock, arena,
                          experts_of_domains(model.slots, dataset.domains()));
   TrainingLog log(settings, model.slots, world.rank(), model.state.step);
+
+  log.say(describe(parallel, model, dataset, config));
 
   std::int64_t saved_step = model.state.step > 0 ? model.state.step : -1;
   const auto save = [&] {
