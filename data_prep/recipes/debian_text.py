@@ -83,9 +83,10 @@ def computing(tree):
 
 def scripture(tree):
     def bible(*options):
-        command = [f"{tree}/bible-kjv/usr/bin/bible", "-p", f"{tree}/bible-kjv-text/usr/lib/", *options,
-                   "gen1:1-rev22:21"]
-        run = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        # It looks for its text in the working folder first.
+        command = [f"{tree}/bible-kjv/usr/bin/bible", *options, "gen1:1-rev22:21"]
+        run = subprocess.run(command, cwd=f"{tree}/bible-kjv-text/usr/lib", stdin=subprocess.DEVNULL,
+                             capture_output=True, check=False)
         if run.returncode != 0 or not run.stdout:
             sys.exit(f"debian-text: {command[0]} failed: {decode(run.stderr)}")
         return decode(run.stdout)
