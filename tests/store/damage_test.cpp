@@ -7,7 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <cerrno>
+#include <chrono>
 #include <filesystem>
 #include <random>
 
@@ -80,6 +80,16 @@ TEST(Damage, AFlippedBitOfATensorIsNotLoaded) {
   }
 }
 
+// Microseconds of one save here and now, so that kills fall into saves on any machine.
+std::uint64_t save_us(const SyntheticModel& model) {
+  const test::TemporaryDirectory run;
+  const auto begin = std::chrono::steady_clock::now();
+  for (std::int64_t step = 1; step <= 3; ++step) save_step(run.path(), model, step);
+  const auto spent = std::chrono::steady_clock::now() - begin;
+  return 1000 +
+         static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(spent).count()) / 3;
+}
+
 // A child saves steps without end and says after each one that it is saved; it is killed at a random time.
 // What it said must be true, a restart goes on from there, and nothing needs a hand.
 TEST(Damage, AKilledWriterLosesNothingThatWasAcknowledged) {
@@ -88,6 +98,7 @@ TEST(Damage, AKilledWriterLosesNothingThatWasAcknowledged) {
   SyntheticModel model(DType::f32, experts);
   model.fill(1);
   Block& trunk = model.params.block(model.params.blocks()[0].id);
+  const std::uint64_t usual_us = save_us(model);
   std::mt19937_64 engine(42);
   std::int64_t acknowledged = 0;
   int interrupted = 0;
@@ -105,7 +116,7 @@ TEST(Damage, AKilledWriterLosesNothingThatWasAcknowledged) {
       }
     }
     ::close(pipe_ends[1]);
-    ::usleep(static_cast<useconds_t>(engine() % 120000));
+    ::usleep(static_cast<useconds_t>(engine() % (4 * usual_us)));
     ::kill(child, SIGKILL);
     int status = 0;
     ASSERT_EQ(::waitpid(child, &status, 0), child);
@@ -134,12 +145,13 @@ TEST(Damage, AKilledReplacementLeavesOneOrTheOther) {
   SyntheticModel model(DType::f32, test::synthetic_slots(2));
   model.fill(1);
   save_step(run.path(), model, 5);
+  const std::uint64_t usual_us = save_us(model);
   std::mt19937_64 engine(43);
   for (int kill_number = 0; kill_number < 15; ++kill_number) {
     const pid_t child = ::fork();
     if (child == 0)
       for (;;) save_step(run.path(), model, 5);
-    ::usleep(static_cast<useconds_t>(engine() % 60000));
+    ::usleep(static_cast<useconds_t>(engine() % (3 * usual_us)));
     ::kill(child, SIGKILL);
     int status = 0;
     ASSERT_EQ(::waitpid(child, &status, 0), child);
@@ -203,7 +215,6 @@ TEST(Damage, AFullDiskLeavesTheCheckpointBeforeIt) {
   ::umount(run.path().c_str());
   int refused = 0, saved = 0;
   for (int pages = 1; pages <= 60; pages += 3) {
-    const std::string size = "size=" + std::to_string(4 * pages) + "k";
     ASSERT_EQ(::mount("none", run.path().c_str(), "tmpfs", 0, "size=4m"), 0);
     save_step(run.path(), model, 1);
     const std::string remount = "size=" + std::to_string(100 + 4 * pages) + "k";
