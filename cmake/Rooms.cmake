@@ -4,8 +4,21 @@ target_include_directories(moecollab_flags INTERFACE
   $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include> $<INSTALL_INTERFACE:include>)
 target_compile_features(moecollab_flags INTERFACE cxx_std_20)
 add_library(moecollab_build_flags INTERFACE)
+# What "for this processor" means. g++ 12 with AVX-512 stores some constant vectors wrong; matrix products do not suffer from leaving it
+# out, since oneDNN makes its own code at run time.
+set(MOECOLLAB_NATIVE_FLAGS "")
+if(MOECOLLAB_NATIVE)
+  set(MOECOLLAB_NATIVE_FLAGS -march=native)
+  if(NOT DEFINED MOECOLLAB_AVX512_EXIT)
+    try_run(MOECOLLAB_AVX512_EXIT MOECOLLAB_AVX512_COMPILED ${CMAKE_BINARY_DIR}/probes
+      ${CMAKE_CURRENT_LIST_DIR}/probes/avx512_constants.cpp COMPILE_DEFINITIONS -O2 -march=native)
+  endif()
+  if(NOT MOECOLLAB_AVX512_EXIT EQUAL 0 OR (CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13))
+    list(APPEND MOECOLLAB_NATIVE_FLAGS -mno-avx512f)
+  endif()
+endif()
 target_compile_options(moecollab_build_flags INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor
-  $<$<BOOL:${MOECOLLAB_WERROR}>:-Werror> $<$<BOOL:${MOECOLLAB_NATIVE}>:-march=native> -fno-math-errno)
+  $<$<BOOL:${MOECOLLAB_WERROR}>:-Werror> ${MOECOLLAB_NATIVE_FLAGS} -fno-math-errno)
 if(MOECOLLAB_SANITIZE)
   target_compile_options(moecollab_build_flags INTERFACE -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
   target_link_options(moecollab_build_flags INTERFACE -fsanitize=address,undefined)

@@ -26,7 +26,8 @@ std::string text_to_json(const std::string& text) {
 
 std::string json_to_text(const std::string& json) {
   std::string text;
-  for (const auto& [key, value] : nlohmann::ordered_json::parse(json).items())
+  const auto object = nlohmann::ordered_json::parse(json);
+  for (const auto& [key, value] : object.items())
     text += key + " = " + value.get<std::string>() + "\n";
   return text;
 }
