@@ -281,7 +281,7 @@ double decision_margin(TinyModel& tiny) {
 
 TinySpec settled(TinySpec spec, double margin) {
   const nn::Parallel single = nn::Parallel::single();
-  for (int i = 0; i < 500; ++i, ++spec.seed) {
+  for (int i = 0; i < 2000; ++i, ++spec.seed) {
     TinyModel tiny(spec, single);
     if (decision_margin(tiny) >= margin) return spec;
   }

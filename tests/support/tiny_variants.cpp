@@ -70,6 +70,7 @@ void add_routings(std::vector<TinySpec>& list) {
   list.back().config.norm_topk_prob = false;
   list.push_back(tiny_spec("every_expert_picked"));
   list.back().config.num_experts_per_tok = 4;
+  list.back().sequences = 2;
   list.push_back(tiny_spec("one_expert"));
   list.back().num_experts = list.back().config.num_experts_per_tok = 1;
   list.back().config.norm_topk_prob = false;
