@@ -4,7 +4,6 @@
 
 #include <cstdint>
 #include <span>
-#include <type_traits>
 
 #include "moecollab/core/arena.hpp"
 #include "moecollab/core/bfloat16.hpp"
@@ -24,16 +23,6 @@ struct AccumulatorOf<double> {
 };
 template <class T>
 using Accumulator = typename AccumulatorOf<T>::type;
-
-// to = value, rounded. Writing the bits and not a BFloat16 object keeps loops vectorised: gcc 12 gives a
-// temporary of class type in a simd loop an array of its own and then gives up (measured: 6 times slower).
-template <class T>
-inline void store(T& to, Accumulator<T> value) {
-  if constexpr (std::is_same_v<T, BFloat16>)
-    to.bits = BFloat16::round(value);
-  else
-    to = value;
-}
 
 struct RoutingExtents {
   std::int64_t tokens = 0, experts = 0, picks = 0;  // T, E, K

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <vector>
 
+#include "ops/cpu/convert.hpp"
 #include "ops/cpu/moe_kernels.hpp"
 
 namespace moecollab::ops::cpu {
@@ -88,7 +89,7 @@ void combine_rows(const T* rows, const std::int32_t* position_of_pick, const Acc
         const Accumulator<T> weight = weights ? weights[pick] : Accumulator<T>{1};
         const T* row = rows + position_of_pick[pick] * dim + begin;
 #pragma omp simd
-        for (std::int64_t d = 0; d < columns; ++d) sum[d] += weight * static_cast<Accumulator<T>>(row[d]);
+        for (std::int64_t d = 0; d < columns; ++d) sum[d] += weight * load(row[d]);
       }
       T* out = y + t * dim + begin;
 #pragma omp simd
@@ -120,8 +121,8 @@ void combine_rows_backward(const T* dy, const T* rows, const std::int32_t* posit
     Accumulator<T> dot = 0;
 #pragma omp simd reduction(+ : dot)
     for (std::int64_t d = 0; d < dim; ++d) {
-      const auto g = static_cast<Accumulator<T>>(dy_row[d]);
-      dot += g * static_cast<Accumulator<T>>(row[d]);
+      const Accumulator<T> g = load(dy_row[d]);
+      dot += g * load(row[d]);
       store(d_row[d], weight * g);
     }
     d_weights[pick] = dot;
