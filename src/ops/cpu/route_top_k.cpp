@@ -60,8 +60,8 @@ T at_least_tiny(T sum) {
 }
 
 // K times the highest key and the lowest id that has it: two passes that vectorise, where one pass that keeps
-// the best K mispredicts its branches (measured for K = 8 of 64 and of 256: half the time). A NaN marks keys that
-// are taken.
+// the best K mispredicts its branches (measured for K = 8 of 64 and of 256: half the time). A NaN marks keys
+// that are taken.
 template <class T>
 void select_top_k(std::int64_t experts, std::int64_t num_picks, T* keys, std::int32_t* picks) {
   const auto size = static_cast<std::int32_t>(experts);
