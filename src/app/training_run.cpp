@@ -70,17 +70,24 @@ data::SamplerOptions sampler_options(const config::Settings& settings, const Mod
 std::string describe(const nn::Parallel& parallel, const Model& model, const data::Dataset& dataset,
                      const train::TrainConfig& config) {
   const nn::ParamCounts counts = nn::count_params(model.config, model.slots);
-  std::int64_t learning = 0;
-  for (const ExpertSlot& slot : model.slots.slots()) learning += slot.trainable ? 1 : 0;
+  std::int64_t experts = 0, rows = 0;
+  bool trunk = false;
+  for (const ExpertSlot& slot : model.slots.slots()) experts += slot.trainable ? 1 : 0;
+  for (const Block& block : model.params.blocks()) {
+    trunk = trunk || (block.kind == BlockKind::trunk && block.trainable);
+    rows += block.kind == BlockKind::router && block.trainable ? 1 : 0;
+  }
   const std::int64_t tokens = config.batch_size * config.seq_len;
   return fmt::format(
-      "model  {} parameters, {} at work on a token, {}; {} experts ({} learning), {} picks per token\n"
+      "model  {} parameters, {} at work on a token, {}; {} experts, {} picks per token\n"
+      "learns {} experts, {} gate rows{}\n"
       "ranks  {} = {} expert-parallel x {} replicas, {} threads each\n"
       "data   {} training tokens in {} domains; {} tokens a step; {} step {} of {}",
       report::short_number(static_cast<double>(counts.total)),
       report::short_number(static_cast<double>(counts.active)), to_string(model.config.dtype),
-      model.slots.size(), learning, model.config.num_experts_per_tok, parallel.world().size(),
-      parallel.expert_parallel_size(), parallel.num_replicas(), omp_get_max_threads(),
+      model.slots.size(), model.config.num_experts_per_tok, experts, rows, trunk ? ", the trunk" : "",
+      parallel.world().size(), parallel.expert_parallel_size(), parallel.num_replicas(),
+      omp_get_max_threads(),
       report::short_number(static_cast<double>(dataset.num_tokens(data::Split::train))),
       dataset.domains().size(), tokens, model.state.step > 0 ? "going on after" : "from", model.state.step,
       config.steps);
