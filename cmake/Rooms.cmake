@@ -18,7 +18,8 @@ if(MOECOLLAB_NATIVE)
   endif()
 endif()
 target_compile_options(moecollab_build_flags INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor
-  $<$<BOOL:${MOECOLLAB_WERROR}>:-Werror> ${MOECOLLAB_NATIVE_FLAGS} -fno-math-errno)
+  $<$<BOOL:${MOECOLLAB_WERROR}>:-Werror> ${MOECOLLAB_NATIVE_FLAGS} -fno-math-errno
+  -fno-trapping-math)  # nobody looks at floating-point exceptions; with them, selects in exp and the gate do not vectorise
 if(MOECOLLAB_SANITIZE)
   target_compile_options(moecollab_build_flags INTERFACE -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
   target_link_options(moecollab_build_flags INTERFACE -fsanitize=address,undefined)
