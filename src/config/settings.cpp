@@ -55,7 +55,10 @@ Device resolve_device(DeviceChoice choice) {
 
 void check(const Settings& settings, std::int64_t num_experts, std::int64_t num_ranks) {
   resolve_device(settings.device);
-  nn::check(settings.model, num_experts);
+  nn::ModelConfig model = settings.model;
+  if (model.vocab_size == 0) model.vocab_size = 1;  // both are known once the data is open
+  if (model.head == nn::Head::classifier && model.num_labels == 0) model.num_labels = 2;
+  nn::check(model, num_experts);
   if (settings.expert.moe_intermediate_size < 1)
     throw UsageError(
         fmt::format("expert.moe_intermediate_size must be at least 1, but is {}; nearest valid: 1",
@@ -70,6 +73,7 @@ nn::ModelConfig model_for(const Settings& settings, const nn::ModelConfig& of_ch
   for (const Option& option : option_table()) {
     if (option.section() != "model" || !settings.is_given(option.name)) continue;
     const Texts wanted = option.get(settings);
+    if (option.changes == Changes::from_data && wanted.at(0) == "0") continue;
     if (option.changes == Changes::use) {
       option.set(merged, wanted);
     } else if (const Texts have = option.get(merged); have != wanted) {

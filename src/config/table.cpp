@@ -39,6 +39,12 @@ Option use(Option option) {
   return option;
 }
 
+// 0: what the data says.
+Option from_data(Option option) {
+  option.changes = Changes::from_data;
+  return option;
+}
+
 void add(std::vector<Option>& table, std::vector<Option> more) {
   for (Option& option : more) table.push_back(std::move(option));
 }
@@ -137,8 +143,8 @@ std::vector<Option> run_options() {
 
 std::vector<Option> model_shape_options() {
   return {
-      number("model.vocab_size", "V; when not given, that of the data's tokenizer", kTrain,
-             MC_FIELD(model.vocab_size)),
+      from_data(number("model.vocab_size", "V; 0: that of the data's tokenizer", kTrain,
+                       MC_FIELD(model.vocab_size))),
       number("model.hidden_size", "D, the model width", kTrain, MC_FIELD(model.hidden_size)),
       number("model.num_hidden_layers", "L", kTrain, MC_FIELD(model.num_hidden_layers)),
       number("model.num_attention_heads", "H, query heads", kTrain, MC_FIELD(model.num_attention_heads)),
@@ -160,7 +166,8 @@ std::vector<Option> model_shape_options() {
       one_of<nn::Head>("model.head", "What the model predicts", kTrain, MC_FIELD(model.head),
                        {{nn::to_string(nn::Head::lm), nn::Head::lm},
                         {nn::to_string(nn::Head::classifier), nn::Head::classifier}}),
-      number("model.num_labels", "Classes of a classifier head", kTrain, MC_FIELD(model.num_labels)),
+      from_data(number("model.num_labels", "Classes of a classifier head; 0: as many labels as the data has",
+                       kTrain, MC_FIELD(model.num_labels))),
   };
 }
 

@@ -20,7 +20,11 @@ enum class Takes : std::uint8_t {
 };
 
 // What may change about the model of a checkpoint without making its weights meaningless.
-enum class Changes : std::uint8_t { architecture, use };
+enum class Changes : std::uint8_t {
+  architecture,
+  use,
+  from_data,  // architecture, but 0 asks for what the data says and so fits every checkpoint
+};
 
 struct Option {
   std::string name;

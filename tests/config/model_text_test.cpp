@@ -65,5 +65,18 @@ TEST(ModelFor, TakesTheCheckpointsModelAndWhatMayChange) {
   EXPECT_THROW(model_for(s, stored), UsageError);
 }
 
+TEST(ModelFor, WhatComesFromTheDataFitsEveryCheckpoint) {
+  nn::ModelConfig stored;
+  stored.head = nn::Head::classifier;
+  stored.vocab_size = 259;
+  stored.num_labels = 5;
+  Settings s;
+  s.given = {"model.vocab_size", "model.num_labels"};
+  EXPECT_EQ(model_for(s, stored).vocab_size, 259);
+  EXPECT_EQ(model_for(s, stored).num_labels, 5);
+  s.model.num_labels = 4;
+  EXPECT_THROW(model_for(s, stored), UsageError);
+}
+
 }  // namespace
 }  // namespace moecollab::config

@@ -36,8 +36,8 @@ std::string refusal(const Settings& s, std::int64_t num_ranks) {
 
 const std::vector<Rule> kRules{
     {"vocab",
-     {{"model.vocab_size", "0"}},
-     {"model.vocab_size", "at least 1", "is 0"},
+     {{"model.vocab_size", "-1"}},
+     {"model.vocab_size", "at least 1", "is -1"},
      {{"model.vocab_size", "1"}}},
     {"vocab32",
      {{"model.vocab_size", "2147483648"}},

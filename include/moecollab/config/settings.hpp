@@ -73,8 +73,9 @@ const char* to_string(DeviceChoice choice);
 Device resolve_device(DeviceChoice choice);
 
 // The rules that span more than one struct, then those of each struct, for a command that runs on `num_ranks`
-// ranks. `num_experts`: experts of the model in use (settings.expert.num_experts for a fresh one). Throws
-// UsageError naming the rule, the values and the nearest valid choice.
+// ranks. `num_experts`: experts of the model in use (settings.expert.num_experts for a fresh one). A
+// vocab_size or num_labels of 0 passes: the data will say. Throws UsageError naming the rule, the values and
+// the nearest valid choice.
 void check(const Settings& settings, std::int64_t num_experts, std::int64_t num_ranks);
 
 // The model of a checkpoint with what this command may change about it (picks per token, routing, capacity,

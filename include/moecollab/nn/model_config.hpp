@@ -19,7 +19,7 @@ enum class Routing : std::uint8_t {
 };
 
 struct ModelConfig {
-  std::int64_t vocab_size = 256;               // V
+  std::int64_t vocab_size = 0;                 // V; 0 until the data's tokenizer is known
   std::int64_t hidden_size = 256;              // D
   std::int64_t num_hidden_layers = 4;          // L
   std::int64_t num_attention_heads = 4;        // H
