@@ -2,8 +2,6 @@
 // when its work is done.
 #pragma once
 
-#include <string>
-
 #include "moecollab/comm/communicator.hpp"
 #include "moecollab/config/settings.hpp"
 #include "moecollab/core/phase.hpp"
@@ -13,7 +11,7 @@ namespace moecollab::app {
 // Everything a command works with on this rank.
 struct Job {
   const config::Settings& settings;
-  std::string config_ini;  // the resolved settings, for the checkpoint
+  config::Verb verb;
   Communicator world;
   PhaseClock& clock;
 };

@@ -1,6 +1,5 @@
 // moecollab eval: held-out quality per domain of one or more models, side by side, and where the last one
 // routes.
-#include <filesystem>
 #include <iostream>
 #include <nlohmann/json.hpp>
 
@@ -13,19 +12,6 @@
 namespace moecollab::app {
 
 namespace {
-
-// "name=path" or a path, whose last part is the name.
-struct NamedPath {
-  std::string name, path;
-};
-
-NamedPath named_path(const std::string& text) {
-  if (const auto equals = text.find('='); equals != std::string::npos && !std::filesystem::exists(text))
-    return {text.substr(0, equals), text.substr(equals + 1)};
-  std::filesystem::path path = text;
-  if (!path.has_filename()) path = path.parent_path();
-  return {path.filename().string(), text};
-}
 
 nlohmann::ordered_json to_json(const NamedScores& model, const ExpertSlots& slots) {
   nlohmann::ordered_json out;
@@ -67,7 +53,7 @@ void run_eval(const Job& job) {
     Model model = load_model(find_checkpoint(path.path), settings, parallel, Learn::nothing, Restore::weights,
                              settings.without);
     const auto task = model.config.head == nn::Head::classifier ? data::Task::classification : data::Task::lm;
-    check_tokenizer(model, dataset);
+    check_data(model, dataset);
     const data::EvalSet set(dataset, std::min(settings.train.seq_len, model.config.max_position_embeddings),
                             settings.train.eval_sequences, task);
     Stream compute, transfer;

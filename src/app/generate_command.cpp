@@ -59,12 +59,13 @@ std::size_t whole_characters(const std::string& text) {
 
 void run_generate(const Job& job) {
   const config::Settings& settings = job.settings;
+  set_threads(settings, job.world);
   const nn::Parallel parallel(job.world.split(0, job.world.rank()), job.world.size());
   const bool speaks = parallel.world().rank() == 0;
   if (settings.checkpoints.size() != 1)
     throw UsageError("generate reads one checkpoint, but " + std::to_string(settings.checkpoints.size()) +
                      " were given");
-  const std::string& checkpoint = settings.checkpoints[0];
+  const std::string checkpoint = named_path(settings.checkpoints[0]).path;
   Model model = load_model(find_checkpoint(checkpoint), settings, parallel, Learn::nothing, Restore::weights,
                            settings.without);
   if (model.config.head != nn::Head::lm || !model.config.causal || model.config.routing != nn::Routing::token)

@@ -2,6 +2,7 @@
 // documented exit code. The only place that catches.
 #include <fmt/format.h>
 
+#include <csignal>
 #include <cstdio>
 #include <optional>
 #include <string>
@@ -11,9 +12,9 @@
 #include "app/commands.hpp"
 #include "app/failure.hpp"
 #include "app/flight.hpp"
-#include "app/training_run.hpp"
+#include "app/plan.hpp"
+#include "app/run_lock.hpp"
 #include "moecollab/core/error.hpp"
-#include "moecollab/nn/parameters.hpp"
 
 namespace moecollab::app {
 
@@ -40,12 +41,7 @@ void run_verb(config::Verb verb, const Job& job) {
 }
 
 std::string dry_run(config::Verb verb, const config::Settings& settings, const Communicator& world) {
-  std::string out = config::write_ini(settings, verb);
-  if (verb != config::Verb::train || !settings.run.init.empty()) return out;
-  const std::int64_t ep = settings.train.expert_parallel > 0 ? settings.train.expert_parallel : world.size();
-  const ExpertSlots slots =
-      nn::initial_slots(settings.expert, settings.train.seed, static_cast<std::int32_t>(ep));
-  return out + '\n' + plan(settings, settings.model, slots, world.size(), ep);
+  return config::write_ini(settings, verb) + '\n' + plan(verb, settings, world.size());
 }
 
 // What only prints. Empty when there is work to do.
@@ -68,15 +64,17 @@ std::optional<std::string> answer(const Command& command, const config::CommandL
 
 // The verb itself, with a flight record where it has a run directory. Errors end the whole job.
 int work(config::Verb verb, const config::Settings& settings, const Communicator& world) {
+  std::optional<RunLock> lock;
   std::unique_ptr<FlightRecord> record;
   try {
     // An INI file may name the run directory of `train` to other verbs; they must leave its records alone.
     const bool has_run = verb == config::Verb::train || verb == config::Verb::expert_train;
+    if (has_run && world.rank() == 0) lock.emplace(settings.run.dir);  // before it touches anything
     if (has_run) record = open_flight(settings.run.dir, world);
     note_termination(record.get());
     PhaseClock clock;
     clock.attach(record.get());
-    run_verb(verb, {settings, config::write_ini(settings, verb), world.split(0, world.rank()), clock});
+    run_verb(verb, {settings, verb, world.split(0, world.rank()), clock});
     stop_noting_termination();
     if (record) record->set_status("done");
     return 0;
@@ -116,6 +114,7 @@ int run(const std::vector<std::string>& words) {
 }  // namespace moecollab::app
 
 int main(int argc, char** argv) {
+  std::signal(SIGXFSZ, SIG_IGN);  // a file size limit then fails the write, which is reported
   try {
     const moecollab::MpiSession session(&argc, &argv);
     return moecollab::app::run({argv + 1, argv + argc});

@@ -1,11 +1,14 @@
 #include "app/model_files.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "moecollab/core/error.hpp"
+#include "moecollab/data/tokenizer.hpp"
 #include "moecollab/nn/parameters.hpp"
 
 namespace moecollab::app {
@@ -27,8 +30,7 @@ std::string text_to_json(const std::string& text) {
 std::string json_to_text(const std::string& json) {
   std::string text;
   const auto object = nlohmann::ordered_json::parse(json);
-  for (const auto& [key, value] : object.items())
-    text += key + " = " + value.get<std::string>() + "\n";
+  for (const auto& [key, value] : object.items()) text += key + " = " + value.get<std::string>() + "\n";
   return text;
 }
 
@@ -40,7 +42,18 @@ nn::ModelConfig model_of(const store::Manifest& manifest, const std::string& dir
   }
 }
 
-bool learns(Learn learn, BlockKind kind, bool is_last_slot) {
+// What the data decides, where the settings left it open.
+void take_from_data(std::int64_t& value, std::int64_t of_data, const char* option, const char* what,
+                    const data::Dataset& dataset) {
+  if (value == 0) value = of_data;
+  if (value != of_data)
+    throw UsageError(fmt::format("{} = {}, but {} has {} {}; leave the option out, or set it to {}", option,
+                                 value, dataset.path(), of_data, what, of_data));
+}
+
+}  // namespace
+
+bool learns(Learn learn, BlockKind kind, bool is_last) {
   switch (learn) {
     case Learn::nothing:
       return false;
@@ -49,12 +62,18 @@ bool learns(Learn learn, BlockKind kind, bool is_last_slot) {
     case Learn::gate:
       return kind == BlockKind::router;
     case Learn::one_expert:
-      return kind != BlockKind::trunk && is_last_slot;
+      return kind != BlockKind::trunk && is_last;
   }
   return false;
 }
 
-}  // namespace
+NamedPath named_path(const std::string& text) {
+  if (const auto equals = text.find('='); equals != std::string::npos && !std::filesystem::exists(text))
+    return {text.substr(0, equals), text.substr(equals + 1)};
+  std::filesystem::path path = text;
+  if (!path.has_filename()) path = path.parent_path();
+  return {path.filename().string(), text};
+}
 
 std::string find_checkpoint(const std::string& path) {
   if (std::filesystem::exists(std::filesystem::path(path) / "manifest.json")) return path;
@@ -69,10 +88,16 @@ std::string find_checkpoint(const std::string& path) {
       reasons);
 }
 
-void check_tokenizer(const Model& model, const data::Dataset& dataset) {
+void check_data(const Model& model, const data::Dataset& dataset) {
   const auto* bytes = reinterpret_cast<const std::uint8_t*>(model.tokenizer.data());
   dataset.check_tokenizer(
       data::Tokenizer::deserialise({bytes, model.tokenizer.size()}, "the model's tokenizer").hash());
+  const auto num_labels = static_cast<std::int64_t>(dataset.labels().size());
+  if (model.config.head == nn::Head::classifier && num_labels != model.config.num_labels)
+    throw DataError(
+        fmt::format("{} has {} labels, but the model tells {} apart; prepare the data with the labels the "
+                    "model was trained on",
+                    dataset.path(), num_labels, model.config.num_labels));
 }
 
 void set_learning(Model& model, Learn learn) {
@@ -88,14 +113,39 @@ void set_learning(Model& model, Learn learn) {
   }
 }
 
-Model fresh_model(const config::Settings& settings, const data::Tokenizer& tokenizer,
-                  const nn::Parallel& parallel, Learn learn) {
+Outline fresh_outline(const config::Settings& settings, const data::Dataset& dataset,
+                      std::int32_t expert_parallel_size) {
   nn::ModelConfig config = settings.model;
-  config.vocab_size = tokenizer.vocab_size();
-  ExpertSlots slots =
-      nn::initial_slots(settings.expert, settings.train.seed, parallel.expert_parallel_size());
+  take_from_data(config.vocab_size, dataset.vocab_size(), "model.vocab_size", "tokens in its vocabulary",
+                 dataset);
+  if (config.head == nn::Head::classifier) {
+    if (dataset.labels().empty())
+      throw DataError(
+          dataset.path() +
+          " has no labels, which model.head = classifier learns: prepare it from TSV or JSONL that "
+          "has them, or set model.head = lm");
+    take_from_data(config.num_labels, static_cast<std::int64_t>(dataset.labels().size()), "model.num_labels",
+                   "labels", dataset);
+  }
+  return {config, nn::initial_slots(settings.expert, settings.train.seed, expert_parallel_size)};
+}
+
+Outline outline_of(const std::string& directory, const store::Manifest& manifest,
+                   const config::Settings& settings, std::int32_t expert_parallel_size,
+                   const std::vector<std::string>& without) {
+  Outline outline{config::model_for(settings, model_of(manifest, directory)),
+                  ExpertSlots(expert_parallel_size)};
+  for (const ExpertSlot& slot : manifest.slots) outline.slots.insert(slot);
+  for (const std::string& name : without) outline.slots.erase(outline.slots.find_by_text(name).uuid);
+  nn::check(outline.config, outline.slots.size());
+  return outline;
+}
+
+Model fresh_model(const config::Settings& settings, const data::Dataset& dataset,
+                  const nn::Parallel& parallel, Learn learn) {
+  auto [config, slots] = fresh_outline(settings, dataset, parallel.expert_parallel_size());
   ParamStore params = nn::make_params(config, slots, parallel.expert_rank(), false);
-  const auto bytes = tokenizer.serialise();
+  const auto bytes = dataset.tokenizer().serialise();
   Model model{config, std::move(slots), std::move(params), std::string(bytes.begin(), bytes.end()), {}, {},
               {}};
   nn::initialise_params(model.params, settings.train.seed);
@@ -106,11 +156,7 @@ Model fresh_model(const config::Settings& settings, const data::Tokenizer& token
 Model load_model(const std::string& directory, const config::Settings& settings, const nn::Parallel& parallel,
                  Learn learn, Restore restore, const std::vector<std::string>& without) {
   const store::Manifest manifest = store::read_manifest(directory);
-  const nn::ModelConfig config = config::model_for(settings, model_of(manifest, directory));
-  ExpertSlots slots(parallel.expert_parallel_size());
-  for (const ExpertSlot& slot : manifest.slots) slots.insert(slot);
-  for (const std::string& name : without) slots.erase(slots.find_by_text(name).uuid);
-  nn::check(config, slots.size());
+  auto [config, slots] = outline_of(directory, manifest, settings, parallel.expert_parallel_size(), without);
   ParamStore params = nn::make_params(config, slots, parallel.expert_rank(), false);
   Model model{config,
               std::move(slots),
@@ -135,12 +181,14 @@ Model load_model(const std::string& directory, const config::Settings& settings,
   return model;
 }
 
-std::string save_model(const Model& model, const config::Settings& settings, const std::string& config_ini,
+std::string save_model(const Model& model, const config::Settings& settings, config::Verb verb,
                        const nn::Parallel& parallel) {
+  config::Settings resolved = settings;  // so that the file in the checkpoint describes this model
+  resolved.model = model.config;
   store::CheckpointMeta meta;
   meta.state = model.state;
   meta.model_json = text_to_json(config::model_to_text(model.config));
-  meta.config_ini = config_ini;
+  meta.config_ini = config::write_ini(resolved, verb);
   meta.tokenizer = model.tokenizer;
   meta.extra["base_digest"] = model.base_digest;
   meta.extra[kDataHash] = model.data_hash;

@@ -59,9 +59,8 @@ std::int32_t most_picked_expert(Step& step, const Model& model, const nn::Parall
   return static_cast<std::int32_t>(std::max_element(picks.begin(), picks.end()) - picks.begin());
 }
 
-void add_expert_like(Model& model, const nn::Parallel& parallel, const config::Settings& settings,
-                     std::int32_t source) {
-  const ExpertSlot from = model.slots.slots()[static_cast<std::size_t>(source)];
+ExpertSlot new_slot(const config::Settings& settings, const ExpertSlot& from,
+                    const std::string& base_digest) {
   ExpertSlot slot;
   slot.name = settings.contributor.name;
   slot.owner = settings.contributor.owner;
@@ -70,8 +69,14 @@ void add_expert_like(Model& model, const nn::Parallel& parallel, const config::S
   slot.width =
       settings.is_given("expert.moe_intermediate_size") ? settings.expert.moe_intermediate_size : from.width;
   // A provisional identity; the contribution gets its own from its content.
-  slot.uuid = Uuid::from_seed(stream_of((model.base_digest + "/" + slot.owner + "/" + slot.name).c_str()), 0);
-  model.slots.insert(slot);
+  slot.uuid = Uuid::from_seed(stream_of((base_digest + "/" + slot.owner + "/" + slot.name).c_str()), 0);
+  return slot;
+}
+
+void add_expert_like(Model& model, const nn::Parallel& parallel, const config::Settings& settings,
+                     std::int32_t source) {
+  const ExpertSlot from = model.slots.slots()[static_cast<std::size_t>(source)];
+  model.slots.insert(new_slot(settings, from, model.base_digest));
   const ExpertSlot placed = model.slots.slots().back();
   nn::add_expert_params(model.config, placed, parallel.expert_rank(), model.params);
 

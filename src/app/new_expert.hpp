@@ -13,7 +13,11 @@ namespace moecollab::app {
 std::int32_t most_picked_expert(Step& step, const Model& model, const nn::Parallel& parallel,
                                 const data::Dataset& dataset, const config::Settings& settings);
 
-// Appends the slot settings.contributor / settings.expert describe. Weights: hidden units of `source` up to
+// The slot that settings.contributor and settings.expert describe; kind and width, where they were not given,
+// are those of `from`. `base_digest`: of the anchor.
+ExpertSlot new_slot(const config::Settings& settings, const ExpertSlot& from, const std::string& base_digest);
+
+// Appends that slot. Weights: hidden units of `source` up to
 // the smaller width; further units draw their inputs at random and start with zero outputs. Adapters, or a
 // source of another kind: random inputs, zero outputs. Router rows and logit biases: those of `source`.
 // Afterwards only the new expert learns.

@@ -52,7 +52,7 @@ void run_train(const Job& job) {
       !found.directory.empty() ? load_model(found.directory, settings, parallel, learn, Restore::run)
       : !settings.run.init.empty()
           ? load_model(find_checkpoint(settings.run.init), settings, parallel, learn, Restore::weights)
-          : fresh_model(settings, dataset.tokenizer(), parallel, learn);
+          : fresh_model(settings, dataset, parallel, learn);
   config::Settings effective = settings;
   effective.model = model.config;
   config::check(effective, model.slots.size(), job.world.size());

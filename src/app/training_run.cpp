@@ -104,7 +104,7 @@ void train_to_the_end(const Job& job, const nn::Parallel& parallel, Model& model
   const config::Settings& settings = job.settings;
   const train::TrainConfig& config = settings.train;
   const Communicator& world = parallel.world();
-  check_tokenizer(model, dataset);
+  check_data(model, dataset);
   if (model.data_hash.empty()) model.data_hash = dataset.content_hash();
   if (model.data_hash != dataset.content_hash())
     throw UsageError("this run was started on other data than " + dataset.path() +
@@ -125,7 +125,7 @@ void train_to_the_end(const Job& job, const nn::Parallel& parallel, Model& model
   const auto save = [&] {
     const PhaseScope phase(job.clock, Phase::checkpoint);
     const auto start = std::chrono::steady_clock::now();
-    const std::string directory = save_model(model, settings, job.config_ini, parallel);
+    const std::string directory = save_model(model, settings, job.verb, parallel);
     if (world.rank() == 0) store::prune_checkpoints(settings.run.dir, config.keep_checkpoints);
     saved_step = model.state.step;
     log.saved(directory, ms_since(start));

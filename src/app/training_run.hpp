@@ -1,8 +1,6 @@
 // A run: steps from where the model stands to settings.train.steps, with evaluations, checkpoints and a log.
 #pragma once
 
-#include <string>
-
 #include "app/commands.hpp"
 #include "app/model_files.hpp"
 #include "moecollab/data/dataset.hpp"
@@ -17,9 +15,5 @@ void set_threads(const config::Settings& settings, const Communicator& world);
 // Collective.
 void train_to_the_end(const Job& job, const nn::Parallel& parallel, Model& model,
                       const data::Dataset& dataset);
-
-// Prints what a run would need, without working: resolved settings, parameters, memory of a rank.
-std::string plan(const config::Settings& settings, const nn::ModelConfig& model, const ExpertSlots& slots,
-                 std::int64_t num_ranks, std::int64_t expert_parallel_size);
 
 }  // namespace moecollab::app

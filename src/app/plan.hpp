@@ -1,0 +1,15 @@
+// What a command would do and need, told from settings, manifests and the frames of data files alone: no
+// weight is read, nothing is written.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "moecollab/config/settings.hpp"
+
+namespace moecollab::app {
+
+// Empty for a verb without a model. Throws what the command itself would throw for its inputs and rules.
+std::string plan(config::Verb verb, const config::Settings& settings, std::int64_t num_ranks);
+
+}  // namespace moecollab::app
