@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <exception>
 
 #include "moecollab/core/error.hpp"
 
@@ -81,7 +82,8 @@ Phase PhaseClock::enter(Phase phase) noexcept {
   since_ = now;
   const Phase outer = current_;
   current_ = phase;
-  if (record_ != nullptr && phase != outer) record_->set_phase(phase);
+  // An error on its way up leaves scope after scope; the record keeps the phase in which it arose.
+  if (record_ != nullptr && phase != outer && std::uncaught_exceptions() == 0) record_->set_phase(phase);
   return outer;
 }
 

@@ -79,5 +79,22 @@ TEST(FlightRecord, KeepsItsWidthWhateverIsSaid) {
   std::filesystem::remove(path);
 }
 
+TEST(PhaseClock, AnErrorLeavesItsPhaseInTheRecord) {
+  const std::string path = std::filesystem::temp_directory_path() / ("error-" + std::to_string(::getpid()));
+  FlightRecord record(path, 0);
+  PhaseClock clock;
+  clock.attach(&record);
+  try {
+    const PhaseScope outer(clock, Phase::checkpoint);
+    const PhaseScope inner(clock, Phase::all_reduce);
+    throw 1;
+  } catch (int) {
+  }
+  EXPECT_NE(read(path).find("phase all_reduce "), std::string::npos) << read(path);
+  { const PhaseScope next(clock, Phase::eval); }
+  EXPECT_NE(read(path).find("phase other "), std::string::npos) << read(path);
+  std::filesystem::remove(path);
+}
+
 }  // namespace
 }  // namespace moecollab
