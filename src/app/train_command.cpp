@@ -73,6 +73,7 @@ void run_expert_train(const Job& job) {
   if (model.base_digest != anchor_digest)
     throw UsageError("the run in " + settings.run.dir + " was started from another anchor than " + anchor +
                      ": give that one, or another run.dir");
+  check_data(model, dataset);
   if (found.directory.empty()) {
     Stream compute, transfer;
     Arena arena;
