@@ -5,6 +5,7 @@
 #include <csignal>
 #include <cstdio>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -40,8 +41,12 @@ void run_verb(config::Verb verb, const Job& job) {
   throw InternalError("a verb without a function");
 }
 
+// The resolved config, and the plan as comments of it: the whole of it can be kept as an INI file.
 std::string dry_run(config::Verb verb, const config::Settings& settings, const Communicator& world) {
-  return config::write_ini(settings, verb) + '\n' + plan(verb, settings, world.size());
+  std::string out = config::write_ini(settings, verb) + '\n';
+  std::istringstream lines(plan(verb, settings, world.size()));
+  for (std::string line; std::getline(lines, line);) out += "# " + line + '\n';
+  return out;
 }
 
 // What only prints. Empty when there is work to do.

@@ -22,9 +22,17 @@ struct Planned {
   std::int64_t step = 0;  // steps that are done
 };
 
-std::int64_t numel(const std::vector<ParamSpec>& specs) {
-  std::int64_t sum = 0;
-  for (const ParamSpec& spec : specs) sum += spec.shape.numel();
+struct Elements {
+  std::int64_t all = 0;
+  std::int64_t parameters = 0;  // without buffers
+};
+
+Elements count_elements(const std::vector<ParamSpec>& specs) {
+  Elements sum;
+  for (const ParamSpec& spec : specs) {
+    sum.all += spec.shape.numel();
+    sum.parameters += spec.buffer ? 0 : spec.shape.numel();
+  }
   return sum;
 }
 
@@ -46,20 +54,20 @@ Sizes sizes_of(const Planned& planned) {
   const std::int64_t wide = size_bytes(accumulator_of(config.dtype)), narrow = size_bytes(config.dtype);
   Sizes sizes;
   // Memory of a block; as ParamStore lays it out. Router rows have no narrow copy.
-  const auto add = [&](BlockKind kind, std::int64_t count, bool is_last) {
+  const auto add = [&](BlockKind kind, const Elements& count, bool is_last) {
     const bool learning = learns(planned.learn, kind, is_last);
     const std::int64_t copies = (learning ? 3 : 0) + (kind == BlockKind::router || narrow == wide ? 0 : 1);
-    sizes.saved_bytes += count * wide * (learning ? 3 : 1);
-    sizes.learning_numel += learning ? count : 0;
-    return count * ((kind == BlockKind::router ? wide : narrow) + copies * wide);
+    sizes.saved_bytes += count.all * wide * (learning ? 3 : 1);
+    sizes.learning_numel += learning ? count.parameters : 0;
+    return count.all * ((kind == BlockKind::router ? wide : narrow) + copies * wide);
   };
-  std::int64_t everywhere = add(BlockKind::trunk, numel(nn::trunk_specs(config)), false);
+  std::int64_t everywhere = add(BlockKind::trunk, count_elements(nn::trunk_specs(config)), false);
   std::vector<std::int64_t> of_rank(static_cast<std::size_t>(slots.expert_parallel_size()), 0);
   for (const ExpertSlot& slot : slots.slots()) {
     const bool is_last = slot.uuid == slots.slots().back().uuid;
-    everywhere += add(BlockKind::router, numel(nn::router_specs(config)), is_last);
+    everywhere += add(BlockKind::router, count_elements(nn::router_specs(config)), is_last);
     of_rank[static_cast<std::size_t>(slot.rank)] +=
-        add(BlockKind::expert, numel(nn::expert_specs(config, slot)), is_last);
+        add(BlockKind::expert, count_elements(nn::expert_specs(config, slot)), is_last);
   }
   sizes.memory_bytes = everywhere + *std::max_element(of_rank.begin(), of_rank.end());
   return sizes;
