@@ -52,7 +52,7 @@ std::optional<PrepareOptions> parse_options(int argc, const char* const* argv) {
   add("tokenizer,t", po::value(&options.tokenizer)->default_value(options.tokenizer)->value_name("WHICH"),
       "bytes, bpe:V or unigram:V (trained on the input, V tokens), or where to take one from: a token file, "
       "a "
-      "checkpoint folder, a tokenizer file, or a SentencePiece model");
+      "checkpoint or run folder, a tokenizer file, or a SentencePiece model");
   add("tokenizer-sample-bytes",
       po::value(&options.tokenizer_sample_bytes)
           ->default_value(options.tokenizer_sample_bytes)

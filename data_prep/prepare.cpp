@@ -110,13 +110,29 @@ std::string read_whole(const std::string& path) {
   return content;
 }
 
+// A checkpoint as it is, or the newest one of a run directory: its manifest is written last, so that it is
+// whole.
+std::string checkpoint_in(const std::string& folder) {
+  if (std::filesystem::exists(folder + "/tokenizer.bin")) return folder;
+  std::string newest;
+  std::error_code none;
+  for (const auto& entry : std::filesystem::directory_iterator(folder + "/checkpoints", none)) {
+    const std::string name = entry.path().filename();  // step-00000120
+    if (name.find_first_not_of("0123456789", 5) != std::string::npos || !name.starts_with("step-") ||
+        !std::filesystem::exists(entry.path() / "manifest.json"))
+      continue;
+    newest = std::max(newest, entry.path().string());
+  }
+  return newest.empty() ? folder : newest;
+}
+
 data::Tokenizer load_tokenizer(const std::string& from) {
   std::string path = from;
-  if (std::filesystem::is_directory(path)) path += "/tokenizer.bin";
+  if (std::filesystem::is_directory(path)) path = checkpoint_in(path) + "/tokenizer.bin";
   if (!std::filesystem::is_regular_file(path))
     throw DataError(
         fmt::format("--tokenizer {}: there is no file {}; use bytes, bpe:V, unigram:V, or the path of a "
-                    "token file, checkpoint, tokenizer or SentencePiece model",
+                    "token file, checkpoint, run, tokenizer or SentencePiece model",
                     from, path));
   std::ifstream file(path, std::ios::binary);
   std::string head(8, '\0');
@@ -198,6 +214,21 @@ std::vector<std::string> read_labels(const std::string& path) {
   return names;
 }
 
+// Only a token file is ever replaced: a mistyped --output must not cost anybody their text.
+void check_output(const PrepareOptions& options) {
+  std::error_code none;
+  for (const InputFile& input : options.inputs)
+    if (std::filesystem::equivalent(input.path, options.output, none))
+      throw UsageError(fmt::format("--output {} is one of the inputs; name another file", options.output));
+  if (!std::filesystem::exists(options.output, none)) return;
+  std::ifstream file(options.output, std::ios::binary);
+  std::string head(8, '\0');
+  file.read(head.data(), 8);
+  if (head != kHdf5Signature)
+    throw UsageError(fmt::format("--output {} exists and is no token file; remove it or name another file",
+                                 options.output));
+}
+
 void print_summary(const PrepareOptions& options, const data::Tokenizer& tokenizer,
                    const data::TokenFileWriter& writer) {
   fmt::print("{}: tokenizer {} ({}, V = {})\n", options.output, tokenizer.hash(), to_string(tokenizer.kind()),
@@ -235,6 +266,7 @@ data::Tokenizer make_tokenizer(const PrepareOptions& options, const std::atomic<
 }
 
 void prepare(const PrepareOptions& options, const std::atomic<bool>& interrupted) {
+  check_output(options);
   const Work work(options, interrupted);
   const data::Tokenizer tokenizer = make_tokenizer(options, interrupted);
   data::TokenFileWriter writer(options.output, tokenizer, options.file);

@@ -62,11 +62,31 @@ TEST_F(PrepareTest, AContributorTakesTheTokenizerOfTheAnchor) {
   const auto bytes = anchor.tokenizer().serialise();
   file("checkpoint/tokenizer.bin", {bytes.begin(), bytes.end()});
   file("t.model", anchor.tokenizer().model());
-  for (const char* from : {"checkpoint", "checkpoint/tokenizer.bin", "t.model"}) {
+  // And from a run: its newest checkpoint that has a manifest.
+  for (const char* step : {"step-00000002", "step-00000010", "step-00000011"})
+    std::filesystem::create_directories(folder_ / (std::string("run/checkpoints/") + step));
+  file("run/checkpoints/step-00000002/tokenizer.bin", "damaged");
+  file("run/checkpoints/step-00000002/manifest.json", "{}");
+  file("run/checkpoints/step-00000010/tokenizer.bin", {bytes.begin(), bytes.end()});
+  file("run/checkpoints/step-00000010/manifest.json", "{}");
+  file("run/checkpoints/step-00000011/tokenizer.bin", "half");
+  for (const char* from : {"checkpoint", "checkpoint/tokenizer.bin", "t.model", "run"}) {
     result = prepare_program({"-i", "python=" + python, "-o", folder_ / "again.h5", "-t", folder_ / from});
     ASSERT_EQ(result.exit_code, 0) << result.errors;
     EXPECT_EQ(test::slurp(folder_ / "again.h5"), test::slurp(folder_ / "c.h5"));
   }
+}
+
+TEST_F(PrepareTest, ATextIsNeverOverwritten) {
+  const std::string content = text(1000, "oak");
+  const std::string input = file("oak.txt", content), other = file("notes.txt", "mine\n");
+  for (const std::string& output : {input, other, folder_ / "./oak.txt"}) {
+    const auto result = prepare_program({"-i", "a=" + input, "-o", output, "-t", "bytes"});
+    EXPECT_EQ(result.exit_code, 64) << result.errors;
+    EXPECT_NE(result.errors.find("--output"), std::string::npos) << result.errors;
+  }
+  EXPECT_EQ(test::slurp(input), content);
+  EXPECT_EQ(test::slurp(other), "mine\n");
 }
 
 TEST_F(PrepareTest, TheSameInputGivesTheSameBits) {
