@@ -7,6 +7,7 @@
 #include "app/model_files.hpp"
 #include "app/score_tables.hpp"
 #include "app/training_run.hpp"
+#include "moecollab/core/error.hpp"
 #include "moecollab/train/evaluate.hpp"
 
 namespace moecollab::app {
@@ -63,6 +64,10 @@ void run_eval(const Job& job) {
                                       experts_of_domains(model.slots, dataset.domains()));
     models.push_back(
         {path.name, train::evaluate(step, transformer, parallel, dataset, set, settings.train.batch_size)});
+    if (models.back().scores.domains.empty())
+      throw DataError(dataset.path() +
+                      " has no held-out text to score: prepare it from more documents, or with a larger "
+                      "--validation-fraction");
     json["models"].push_back(to_json(models.back(), model.slots));
     last_slots = model.slots;
   }

@@ -79,6 +79,9 @@ void run_generate(const Job& job) {
   ids.insert(ids.end(), prompt.begin(), prompt.end());
   const auto prompt_len = static_cast<std::int64_t>(ids.size());
   const std::int64_t max_len = model.config.max_position_embeddings;
+  if (prompt_len >= max_len)
+    throw UsageError("the prompt has " + std::to_string(prompt_len) + " tokens, and the model has " +
+                     std::to_string(max_len) + " positions: shorten the prompt");
   if (prompt_len + settings.sampling.tokens > max_len)
     throw UsageError("the prompt has " + std::to_string(prompt_len) + " tokens; with " +
                      std::to_string(settings.sampling.tokens) + " more it is longer than the model's " +

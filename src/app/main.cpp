@@ -43,8 +43,9 @@ void run_verb(config::Verb verb, const Job& job) {
 
 // The resolved config, and the plan as comments of it: the whole of it can be kept as an INI file.
 std::string dry_run(config::Verb verb, const config::Settings& settings, const Communicator& world) {
-  std::string out = config::write_ini(settings, verb) + '\n';
-  std::istringstream lines(plan(verb, settings, world.size()));
+  const Plan planned = plan(verb, settings, world.size());
+  std::string out = config::write_ini(planned.settings, verb) + '\n';
+  std::istringstream lines(planned.text);
   for (std::string line; std::getline(lines, line);) out += "# " + line + '\n';
   return out;
 }

@@ -113,6 +113,12 @@ void set_learning(Model& model, Learn learn) {
   }
 }
 
+ExpertSlots fresh_slots(const config::Settings& settings, std::int32_t expert_parallel_size) {
+  nn::ExpertConfig experts = settings.expert;
+  if (settings.model.num_moe_layers() == 0) experts.num_experts = 0;
+  return nn::initial_slots(experts, settings.train.seed, expert_parallel_size);
+}
+
 Outline fresh_outline(const config::Settings& settings, const data::Dataset& dataset,
                       std::int32_t expert_parallel_size) {
   nn::ModelConfig config = settings.model;
@@ -127,7 +133,7 @@ Outline fresh_outline(const config::Settings& settings, const data::Dataset& dat
     take_from_data(config.num_labels, static_cast<std::int64_t>(dataset.labels().size()), "model.num_labels",
                    "labels", dataset);
   }
-  return {config, nn::initial_slots(settings.expert, settings.train.seed, expert_parallel_size)};
+  return {config, fresh_slots(settings, expert_parallel_size)};
 }
 
 Outline outline_of(const std::string& directory, const store::Manifest& manifest,
@@ -181,14 +187,23 @@ Model load_model(const std::string& directory, const config::Settings& settings,
   return model;
 }
 
+config::Settings resolved(const config::Settings& settings, config::Verb verb, const nn::ModelConfig& model,
+                          const ExpertSlots& slots) {
+  config::Settings all = settings;
+  all.model = model;
+  if (verb == config::Verb::expert_train && slots.size() > 0) {
+    all.expert.kind = slots.slots().back().kind;
+    all.expert.moe_intermediate_size = slots.slots().back().width;
+  }
+  return all;
+}
+
 std::string save_model(const Model& model, const config::Settings& settings, config::Verb verb,
                        const nn::Parallel& parallel) {
-  config::Settings resolved = settings;  // so that the file in the checkpoint describes this model
-  resolved.model = model.config;
   store::CheckpointMeta meta;
   meta.state = model.state;
   meta.model_json = text_to_json(config::model_to_text(model.config));
-  meta.config_ini = config::write_ini(resolved, verb);
+  meta.config_ini = config::write_ini(resolved(settings, verb, model.config, model.slots), verb);
   meta.tokenizer = model.tokenizer;
   meta.extra["base_digest"] = model.base_digest;
   meta.extra[kDataHash] = model.data_hash;

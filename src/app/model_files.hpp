@@ -50,6 +50,8 @@ struct Outline {
   ExpertSlots slots;
 };
 
+// The experts of settings.expert; none for a dense model.
+ExpertSlots fresh_slots(const config::Settings& settings, std::int32_t expert_parallel_size);
 // The model that settings.model and settings.expert describe, with the vocabulary and the labels of the data
 // where they leave them open. Throws UsageError when they say something else than the data, DataError for a
 // classifier on data without labels.
@@ -81,6 +83,11 @@ void check_data(const Model& model, const data::Dataset& dataset);
 bool learns(Learn learn, BlockKind kind, bool is_last);
 // Freezes and unfreezes blocks and slots. A block that begins to learn starts with fresh moments.
 void set_learning(Model& model, Learn learn);
+
+// Settings in which nothing is left to a checkpoint: the model, and the form of the expert that `expert
+// train` adds.
+config::Settings resolved(const config::Settings& settings, config::Verb verb, const nn::ModelConfig& model,
+                          const ExpertSlots& slots);
 
 // Collective. The config in the checkpoint is the one that was resolved for `verb`. Returns the directory.
 std::string save_model(const Model& model, const config::Settings& settings, config::Verb verb,

@@ -20,6 +20,7 @@ struct Planned {
   Outline model;
   Learn learn = Learn::nothing;
   std::int64_t step = 0;  // steps that are done
+  bool fresh = false;     // no checkpoint: the settings alone describe the model
 };
 
 struct Elements {
@@ -131,14 +132,13 @@ Planned of_checkpoint(const std::string& directory, const config::Settings& sett
                       Learn learn, const char* how) {
   const store::Manifest manifest = store::read_manifest(directory);
   return {fmt::format("{} {}", how, directory),
-          outline_of(directory, manifest, settings, ep, settings.without), learn, manifest.state.step};
+          outline_of(directory, manifest, settings, ep, settings.without), learn, manifest.state.step, false};
 }
 
 Planned fresh(const config::Settings& settings, std::int32_t ep, Learn learn) {
   if (std::filesystem::exists(settings.data.path))
-    return {"fresh", fresh_outline(settings, data::Dataset::open(settings.data.path), ep), learn, 0};
-  Planned planned{
-      "fresh", {settings.model, nn::initial_slots(settings.expert, settings.train.seed, ep)}, learn, 0};
+    return {"fresh", fresh_outline(settings, data::Dataset::open(settings.data.path), ep), learn, 0, true};
+  Planned planned{"fresh", {settings.model, fresh_slots(settings, ep)}, learn, 0, true};
   std::int64_t& vocab_size = planned.model.config.vocab_size;
   if (vocab_size == 0) {
     vocab_size = 1;
@@ -183,27 +183,28 @@ std::string plan_assemble(const config::Settings& settings) {
 
 }  // namespace
 
-std::string plan(config::Verb verb, const config::Settings& settings, std::int64_t num_ranks) {
+Plan plan(config::Verb verb, const config::Settings& settings, std::int64_t num_ranks) {
   using config::Verb;
   const bool spreads = verb != Verb::generate && settings.train.expert_parallel > 0;
   const auto ep = static_cast<std::int32_t>(spreads ? settings.train.expert_parallel : num_ranks);
-  if (verb == Verb::assemble) return plan_assemble(settings);
+  if (verb == Verb::assemble) return {settings, plan_assemble(settings)};
   if (verb == Verb::train || verb == Verb::expert_train) {
     const Planned planned = verb == Verb::train ? plan_train(settings, ep) : plan_expert_train(settings, ep);
     config::Settings effective = settings;
     effective.model = planned.model.config;
     config::check(effective, planned.model.slots.size(), num_ranks);
-    return describe_model(planned, num_ranks) + describe_training(planned, settings, num_ranks) +
-           describe_experts(planned.model.slots);
+    return {planned.fresh ? settings : resolved(settings, verb, planned.model.config, planned.model.slots),
+            describe_model(planned, num_ranks) + describe_training(planned, settings, num_ranks) +
+                describe_experts(planned.model.slots)};
   }
-  std::string out;
+  Plan out{settings, ""};
   if (verb == Verb::eval || verb == Verb::generate)
     for (const std::string& text : settings.checkpoints) {
       const Planned planned =
           of_checkpoint(find_checkpoint(named_path(text).path), settings, ep, Learn::nothing, "read from");
-      if (!out.empty()) out += '\n';
-      out += describe_model(planned, num_ranks);
-      out += describe_experts(planned.model.slots);
+      if (!out.text.empty()) out.text += '\n';
+      out.text += describe_model(planned, num_ranks) + describe_experts(planned.model.slots);
+      out.settings.model = planned.model.config;
     }
   return out;
 }

@@ -9,7 +9,12 @@
 
 namespace moecollab::app {
 
-// Empty for a verb without a model. Throws what the command itself would throw for its inputs and rules.
-std::string plan(config::Verb verb, const config::Settings& settings, std::int64_t num_ranks);
+struct Plan {
+  config::Settings settings;  // with the model that the command will work on
+  std::string text;           // empty for a verb without a model
+};
+
+// Throws what the command itself would throw for its inputs and rules.
+Plan plan(config::Verb verb, const config::Settings& settings, std::int64_t num_ranks);
 
 }  // namespace moecollab::app

@@ -1,6 +1,8 @@
 // moecollab train: starts a run, or goes on with it. moecollab expert train: the same with everything frozen
 // but one new expert, which leaves a contribution.
-#include <filesystem>
+#include <fmt/format.h>
+
+#include <cstdio>
 
 #include "app/commands.hpp"
 #include "app/model_files.hpp"
@@ -26,10 +28,29 @@ store::FoundCheckpoint find_run(const Job& job) {
   return found;
 }
 
+// A run that goes on keeps the form of its expert; what it is called is said when it is exported.
+void check_goes_on(const Model& model, const config::Settings& settings) {
+  const auto slots = model.slots.slots();
+  const ExpertSlot& mine = slots.back();
+  const ExpertSlot wanted = new_slot(settings, mine, model.base_digest);
+  if (wanted.kind != mine.kind || wanted.width != mine.width)
+    throw UsageError(fmt::format(
+        "the run in {} trains an expert of kind {} and width {}, not {} and {}: leave expert.kind and "
+        "expert.moe_intermediate_size out, or give another folder with --out",
+        settings.run.dir, to_string(mine.kind), mine.width, to_string(wanted.kind), wanted.width));
+  for (const ExpertSlot& other : slots.first(slots.size() - 1))
+    if (other.name == wanted.name)
+      throw UsageError("an expert named '" + wanted.name +
+                       "' is already in the model: give this one another name");
+}
+
 // The rank that owns the new expert writes the contribution; the others learn whether it worked.
 void export_expert(const nn::Parallel& parallel, const Model& model, const config::Settings& settings,
                    const std::string& anchor) {
-  const ExpertSlot& slot = model.slots.slots().back();
+  ExpertSlot slot = model.slots.slots().back();
+  slot.name = settings.contributor.name;
+  slot.owner = settings.contributor.owner;
+  slot.domain = settings.contributor.domain;
   if (parallel.replica() == 0 && parallel.expert_rank() == slot.rank) {
     const collab::ExportedContribution exported = collab::export_contribution(
         settings.out, model.params, slot, store::read_manifest(anchor), model.state.tokens_seen);
@@ -74,6 +95,9 @@ void run_expert_train(const Job& job) {
     throw UsageError("the run in " + settings.run.dir + " was started from another anchor than " + anchor +
                      ": give that one, or another run.dir");
   check_data(model, dataset);
+  if (model.slots.size() == 0)
+    throw UsageError(anchor +
+                     " is a dense model, which has no place for an expert: give an anchor with experts");
   if (found.directory.empty()) {
     Stream compute, transfer;
     Arena arena;
@@ -84,6 +108,8 @@ void run_expert_train(const Job& job) {
                   model.slots.slots()[static_cast<std::size_t>(source)].name.c_str());
     add_expert_like(model, parallel, settings, source);
     force_last_expert(model, true);
+  } else {
+    check_goes_on(model, settings);
   }
   config::Settings effective = settings;
   effective.model = model.config;

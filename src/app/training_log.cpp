@@ -86,6 +86,7 @@ void TrainingLog::saved(const std::string& directory, double save_ms) {
 
 void TrainingLog::evaluation(std::int64_t step, const train::Scores& scores) {
   if (!impl_) return;
+  if (scores.domains.empty()) return say("eval  nothing to score: the data has no held-out text");
   report::Record record;
   std::string line = "eval";
   for (const train::DomainScore& score : scores.domains) {
@@ -108,7 +109,7 @@ void TrainingLog::evaluation(std::int64_t step, const train::Scores& scores) {
 }
 
 void TrainingLog::tables(const train::Scores& scores) {
-  if (!impl_) return;
+  if (!impl_ || scores.domains.empty()) return;
   std::cout << '\n' << quality_table({{"now", scores}}).to_text() << '\n';
   if (impl_->slots.size() > 1) std::cout << routing_table(scores, impl_->slots).to_text() << '\n';
   std::cout << std::flush;

@@ -134,7 +134,7 @@ Scores evaluate(Step& step, const nn::Transformer& model, const nn::Parallel& pa
     if (share > 0.0) entropy -= share * std::log(share);
   }
   scores.batch_entropy = num_experts > 1 ? entropy / std::log(static_cast<double>(num_experts)) : 0.0;
-  scores.utilisation = std::exp(entropy) / static_cast<double>(num_experts);
+  if (num_experts > 0) scores.utilisation = std::exp(entropy) / static_cast<double>(num_experts);
   return scores;
 }
 
