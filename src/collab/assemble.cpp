@@ -50,7 +50,8 @@ class Admission {
         fail(shard, fmt::format("is expert {}, which is in the model already as '{}': leave it out",
                                 to_string(other.uuid), other.name));
       if (other.name == meta.expert.name)
-        fail(shard, fmt::format("is named '{}' like expert {} of the model: export it under another name",
+        fail(shard, fmt::format("is named '{}' like expert {} of the model: leave one out, or export it "
+                                "under another name (the same command with another --expert.name)",
                                 other.name, to_string(other.uuid)));
     }
     const auto reference_rows =
