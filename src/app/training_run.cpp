@@ -130,10 +130,11 @@ void train_to_the_end(const Job& job, const nn::Parallel& parallel, Model& model
     saved_step = model.state.step;
     log.saved(directory, ms_since(start));
   };
+  const bool works = model.state.step < config.steps;  // else the run is done and its last evaluation written
   const auto evaluate = [&] {
     const train::Scores scores = train::evaluate(trainer.step_context(), trainer.model(), parallel, dataset,
                                                  eval_set, config.batch_size / config.micro_batches);
-    log.evaluation(model.state.step, scores);
+    if (works) log.evaluation(model.state.step, scores);
     return scores;
   };
 

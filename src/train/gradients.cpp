@@ -80,6 +80,9 @@ void update_selection_bias(ParamStore& params, const ExpertSlots& slots,
                            std::span<const std::int64_t> moe_layers, std::span<const std::int64_t> picks,
                            double rate) {
   const auto list = slots.slots();
+  const auto learns = [&](std::size_t e) {
+    return params.find_block(BlockKind::router, list[e].uuid)->trainable;
+  };
   for (std::size_t m = 0; m < moe_layers.size(); ++m) {
     const auto counts = picks.subspan(m * list.size(), list.size());
     double mean = 0.0;
@@ -89,7 +92,7 @@ void update_selection_bias(ParamStore& params, const ExpertSlots& slots,
     double mean_change = 0.0;
     std::int64_t num_trainable = 0;
     for (std::size_t e = 0; e < list.size(); ++e) {
-      if (!list[e].trainable) continue;
+      if (!learns(e)) continue;
       const double gap = mean - static_cast<double>(counts[e]);
       change[e] = gap > 0.0 ? rate : gap < 0.0 ? -rate : 0.0;
       mean_change += change[e];
@@ -98,7 +101,7 @@ void update_selection_bias(ParamStore& params, const ExpertSlots& slots,
     if (num_trainable > 0) mean_change /= static_cast<double>(num_trainable);
     const std::string name = "layers." + std::to_string(moe_layers[m]) + ".selection_bias";
     for (std::size_t e = 0; e < list.size(); ++e) {
-      if (!list[e].trainable) continue;
+      if (!learns(e)) continue;
       const ParamId id = params.find(BlockKind::router, list[e].uuid, name);
       const Block& block = params.block(id.block);
       const TensorView bias = block.part(block.master(), id.index);

@@ -87,7 +87,8 @@ TEST_F(Updates, AreAdamW) {
 // b_i += d_i - mean(d) over the trainable experts; the frozen one keeps its bias, but its picks count in the
 // mean that the others are held against.
 TEST_F(Updates, SelectionBiasMovesTowardsTheMean) {
-  tiny_.slots.set_trainable(tiny_.slots.slots()[1].uuid, false);
+  const Uuid frozen = tiny_.slots.slots()[1].uuid;
+  tiny_.params.set_trainable(tiny_.params.find_block(BlockKind::router, frozen)->id, false);
   const std::vector<std::int64_t> layers = {0, 1};
   const std::vector<std::int64_t> picks = {10, 40, 30, 20,   // mean 25: low, (frozen), high, low
                                            25, 5,  25, 45};  // mean 25: on it, (frozen), on it, high

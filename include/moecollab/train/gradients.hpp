@@ -25,8 +25,8 @@ double global_grad_norm(Step& step, const nn::Parallel& parallel);
 void apply_adamw(Step& step, const OptimizerConfig& config, double learning_rate, double grad_scale);
 
 // Aux-loss-free balancing (Wang et al., 2024), after an update: b_i += d_i - mean(d), d_i = rate *
-// sign(mean(picks) - picks_i), over the trainable experts; frozen ones keep their bias. picks: [MoE layers *
-// E] of the whole step over all ranks, by slot.
+// sign(mean(picks) - picks_i), over the experts whose router rows learn; frozen rows keep their bias. picks:
+// [MoE layers * E] of the whole step over all ranks, by slot.
 void update_selection_bias(ParamStore& params, const ExpertSlots& slots,
                            std::span<const std::int64_t> moe_layers, std::span<const std::int64_t> picks,
                            double rate);
