@@ -40,6 +40,13 @@ TEST_F(Form, AnExpertGoesOnInItsFormAndUnderTheNameThatIsGiven) {
   expect_failure(moecollab(words({"--expert.name=one", "--expert.kind=adapter"})), 64, {"swiglu", "--out"});
   expect_failure(moecollab(words({"--expert.name=public-0"})), 64, {"public-0"});
   expect_done(moecollab(words({"--expert.name=two"})));
+  // What was done is not written again; a longer training takes the place of its own earlier shard.
+  const std::string metrics = test::slurp(out + "/run/metrics.jsonl");
+  expect_done(moecollab(words({"--expert.name=two"})));
+  EXPECT_EQ(test::slurp(out + "/run/metrics.jsonl"), metrics);
+  Words longer = words({"--expert.name=two"});
+  std::replace(longer.begin(), longer.end(), std::string("--train.steps=3"), std::string("--train.steps=4"));
+  expect_done(moecollab(longer));
   std::vector<std::string> names;
   for (const auto& entry : std::filesystem::directory_iterator(out))
     if (entry.path().extension() == ".h5")

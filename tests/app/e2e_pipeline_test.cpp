@@ -162,7 +162,19 @@ TEST_F(Pipeline, DamageIsNamedAndWhatIsHalfWrittenIsSkipped) {
   test::flip_bit(newest + "/" + tensor.file, static_cast<std::size_t>(tensor.offset_bytes + 17), 3);
   const Words scoring{"eval", "--checkpoint", newest, "--data", data, "--train.seq_len=32"};
   expect_failure(moecollab(scoring), 65, {newest, tensor.file, tensor.dataset, "damaged"});
-  expect_failure(moecollab_on(2, words(5)), 65, {tensor.file, tensor.dataset, "damaged"});
+
+  // A run goes on from an older one that is whole, and does not start anew when none is.
+  const std::string other = folder_ / "other";
+  copy_run(run, other);
+  const Words further = train(other, data, {"--train.steps=5"});
+  const ProgramResult older_used = moecollab_on(2, further);
+  expect_done(older_used);
+  EXPECT_NE(older_used.errors.find("skipping " + store::checkpoint_directory(other, 4)), std::string::npos)
+      << older_used.errors;
+  EXPECT_NE(older_used.output.find("going on after step 2 of 5"), std::string::npos) << older_used.output;
+  for (const std::int64_t step : {2, 5})
+    test::flip_bit(store::checkpoint_directory(other, step) + "/router.h5", 2100, 1);
+  expect_failure(moecollab_on(2, further), 65, {"none of the checkpoints", other, "damaged"});
 
   // A save that was cut off: its manifest is missing, or a file is short.
   const std::string cut = store::checkpoint_directory(run, 6), brief = newest;
