@@ -16,6 +16,8 @@ namespace {
 
 constexpr const char* kTerminated = "terminated from outside";
 constexpr std::string_view kErrorPrefix = "error: ";
+// Half of the time Open MPI takes, and several signs of life.
+constexpr std::int64_t kOutlivedMs = 5 * FlightRecord::kAliveEveryMs;
 
 // A signal handler gets no argument, so the record it writes to has to be reachable from here.
 std::atomic<FlightRecord*> noted_record{nullptr};
@@ -36,14 +38,16 @@ std::optional<FlightNote> parse_flight(const std::string& line) {
   char host[64] = "", phase[32] = "";
   long pid = 0;
   long long step = 0;
+  long long alive_ms = 0;
   int status_at = 0;
-  const int fields = std::sscanf(line.c_str(), "rank %d host %63s pid %ld step %lld phase %31s %n",
-                                 &note.rank, host, &pid, &step, phase, &status_at);
-  if (fields != 5 || status_at == 0) return std::nullopt;
+  const int fields = std::sscanf(line.c_str(), "rank %d host %63s pid %ld step %lld phase %31s alive %lld %n",
+                                 &note.rank, host, &pid, &step, phase, &alive_ms, &status_at);
+  if (fields != 6 || status_at == 0) return std::nullopt;
   note.host = host;
   note.pid = pid;
   note.step = step;
   note.phase = phase;
+  note.alive_ms = alive_ms;
   note.status = line.substr(static_cast<std::size_t>(status_at));
   note.status.erase(note.status.find_last_not_of(" \n") + 1);
   return note;
@@ -64,9 +68,19 @@ std::vector<FlightNote> read_flights(const std::string& run_dir) {
 }
 
 std::string previous_end(std::span<const FlightNote> notes) {
+  // A launcher sees a death and kills the others, Open MPI a second later, and some without the time to say
+  // so.
+  std::int64_t last_sign_ms = 0;
+  for (const FlightNote& note : notes) last_sign_ms = std::max(last_sign_ms, note.alive_ms);
+  const auto outlived = [&](const FlightNote& note) { return note.alive_ms < last_sign_ms - kOutlivedMs; };
+  const bool some_first = std::any_of(notes.begin(), notes.end(), [&](const FlightNote& note) {
+    return note.status == "running" && outlived(note);
+  });
+
   const FlightNote *failed = nullptr, *silent = nullptr, *terminated = nullptr;
   std::size_t num_silent = 0;
   for (const FlightNote& note : notes) {
+    if (some_first && note.status == "running" && !outlived(note)) continue;
     if (note.status == "done") continue;
     if (note.status == kTerminated) {
       if (terminated == nullptr) terminated = &note;

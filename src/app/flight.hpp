@@ -19,7 +19,9 @@ struct FlightNote {
   std::string host;
   std::int64_t pid = 0;
   std::int64_t step = 0;
-  std::string phase, status;
+  std::string phase;
+  std::int64_t alive_ms = 0;  // since 1970
+  std::string status;
 };
 
 // The line of a FlightRecord; empty when it is none.
@@ -28,8 +30,8 @@ std::optional<FlightNote> parse_flight(const std::string& line);
 std::vector<FlightNote> read_flights(const std::string& run_dir);
 
 // One line on the end of the run before: the rank that failed or fell silent, and where. Ranks that were told
-// to terminate died of another's death and are not the cause. Empty when that run ended well, or there was
-// none.
+// to terminate, or lived on after others, died of another's death and are not the cause. Empty when that run
+// ended well, or there was none.
 std::string previous_end(std::span<const FlightNote> notes);
 
 // Prints the above on rank 0, removes the old records and opens this rank's own. Collective.

@@ -22,8 +22,9 @@ const char* to_string(Phase phase) {
 }
 
 namespace {
-// Columns of the record: prefix (rank, host, pid), step, phase, status.
-constexpr std::size_t kStepColumn = 96, kPhaseColumn = 120, kStatusColumn = 144, kLineBytes = 512;
+// Columns of the record: prefix (rank, host, pid), step, phase, alive, status.
+constexpr std::size_t kStepColumn = 96, kPhaseColumn = 120, kAliveColumn = 144, kStatusColumn = 168,
+                      kLineBytes = 512;
 
 void put(char* field, std::size_t width, const char* text) noexcept {
   std::size_t i = 0;
@@ -55,15 +56,34 @@ FlightRecord::FlightRecord(const std::string& path, int rank) {
   put(line_, kStepColumn, prefix);
   set_step(0);
   set_phase(Phase::other);
+  set_alive();
   set_status("running");
+  heart_ = std::jthread([this](const std::stop_token& stop) {
+    std::unique_lock lock(mutex_);
+    while (!stopping_.wait_for(lock, stop, std::chrono::milliseconds(kAliveEveryMs),
+                               [&stop] { return stop.stop_requested(); }))
+      set_alive();
+  });
 }
 
-FlightRecord::~FlightRecord() { ::munmap(line_, kLineBytes); }
+FlightRecord::~FlightRecord() {
+  heart_.request_stop();
+  heart_.join();
+  ::munmap(line_, kLineBytes);
+}
+
+void FlightRecord::set_alive() noexcept {
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  char text[kStatusColumn - kAliveColumn + 1];
+  std::snprintf(text, sizeof text, "alive %lld",
+                static_cast<long long>(std::chrono::duration_cast<std::chrono::milliseconds>(now).count()));
+  put(line_ + kAliveColumn, kStatusColumn - kAliveColumn, text);
+}
 
 void FlightRecord::set_phase(Phase phase) noexcept {
-  char text[kStatusColumn - kPhaseColumn + 1] = "phase ";
+  char text[kAliveColumn - kPhaseColumn + 1] = "phase ";
   put(text + 6, sizeof text - 7, to_string(phase));
-  put(line_ + kPhaseColumn, kStatusColumn - kPhaseColumn, text);
+  put(line_ + kPhaseColumn, kAliveColumn - kPhaseColumn, text);
 }
 
 void FlightRecord::set_step(std::int64_t step) noexcept {

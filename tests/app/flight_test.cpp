@@ -5,8 +5,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <csignal>
 #include <functional>
+#include <thread>
 
 #include "support/temporary_directory.hpp"
 
@@ -42,6 +44,10 @@ TEST(Flight, ARecordIsReadBack) {
   EXPECT_EQ(note.step, 1234567);
   EXPECT_EQ(note.phase, "expert_gemm");
   EXPECT_EQ(note.status, "running");
+  EXPECT_GT(note.alive_ms, 0);
+  for (int i = 0; i < 500 && only_note(run).alive_ms <= note.alive_ms; ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  EXPECT_GT(only_note(run).alive_ms, note.alive_ms);
   char host[64] = "";
   ::gethostname(host, sizeof host - 1);
   EXPECT_EQ(note.host, std::string(host).substr(0, 40));
@@ -101,10 +107,13 @@ TEST(Flight, WhatIsNoRecordIsLeftOut) {
   EXPECT_FALSE(parse_flight(""));
   EXPECT_FALSE(parse_flight("rank x host h pid 1 step 2 phase p running"));
   EXPECT_FALSE(parse_flight("rank 1 host h pid 1"));
+  EXPECT_FALSE(parse_flight("rank 1 host h pid 1 step 2 phase p running"));
   EXPECT_TRUE(read_flights("/no/such/run").empty());
 }
 
-FlightNote note(int rank, const std::string& status) { return {rank, "h", 1, 17, "route", status}; }
+FlightNote note(int rank, const std::string& status, std::int64_t alive_ms = 5000) {
+  return {rank, "h", 1, 17, "route", alive_ms, status};
+}
 
 TEST(PreviousEnd, NamesTheCauseAndNotItsVictims) {
   const std::string term = "terminated from outside";
@@ -119,6 +128,15 @@ TEST(PreviousEnd, NamesTheCauseAndNotItsVictims) {
   EXPECT_EQ(end({note(0, "running"), note(1, "running"), note(2, term)}),
             "the previous run ended: rank 0 died in phase route at step 17 on h (and 1 more)");
   EXPECT_EQ(end({note(0, "running"), note(1, "running")}),
+            "the previous run ended: all 2 ranks died at once, rank 0 in phase route at step 17 on h");
+  // A launcher that kills the others a second later, and some of them before they can say so.
+  EXPECT_EQ(end({note(0, "running", 6000), note(1, "running", 5000), note(2, term, 6010)}),
+            "the previous run ended: rank 1 died in phase route at step 17 on h");
+  EXPECT_EQ(end({note(0, "running", 6000), note(1, "running", 5000), note(2, "running", 5050)}),
+            "the previous run ended: rank 1 died in phase route at step 17 on h (and 1 more)");
+  EXPECT_EQ(end({note(0, "running", 6000), note(1, "error: no memory", 5000)}),
+            "the previous run ended: rank 1 failed in phase route at step 17 on h: no memory");
+  EXPECT_EQ(end({note(0, "running", 5000), note(1, "running", 5200)}),
             "the previous run ended: all 2 ranks died at once, rank 0 in phase route at step 17 on h");
   EXPECT_EQ(end({note(0, term), note(1, term)}),
             "the previous run was terminated from outside, rank 0 in phase route at step 17 on h");

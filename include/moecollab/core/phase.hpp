@@ -3,9 +3,12 @@
 
 #include <array>
 #include <chrono>
+#include <condition_variable>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <string>
+#include <thread>
 
 namespace moecollab {
 
@@ -28,9 +31,13 @@ const char* to_string(Phase phase);
 constexpr std::size_t kNumPhases = static_cast<std::size_t>(Phase::count_);
 
 // One rank's flight record: a small text file mapped into memory, so that the last phase survives any death
-// of the process, SIGKILL included. A line of fixed width: rank, host, pid, step, phase, status.
+// of the process, SIGKILL included. A line of fixed width: rank, host, pid, step, phase, alive, status. A
+// thread of its own notes every kAliveEveryMs that the process still lives: who died first shows in that,
+// also when a launcher kills all others a moment later.
 class FlightRecord {
  public:
+  static constexpr std::int64_t kAliveEveryMs = 100;
+
   // Maps (creates or overwrites) `path`. Throws IoError.
   FlightRecord(const std::string& path, int rank);
   ~FlightRecord();
@@ -43,7 +50,12 @@ class FlightRecord {
   void set_status(const char* status) noexcept;
 
  private:
+  void set_alive() noexcept;  // milliseconds since 1970: hosts share no other clock
+
   char* line_ = nullptr;
+  std::mutex mutex_;
+  std::condition_variable_any stopping_;
+  std::jthread heart_;  // last: it uses the others
 };
 
 // Times phases and notes them in the flight record. Nested scopes pause the outer one, so the sum over phases
