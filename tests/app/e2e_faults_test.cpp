@@ -64,11 +64,10 @@ TEST_F(Faults, OneKilledRankOfThreeEndsTheJobSoonAndIsNamed) {
 TEST_F(Faults, ASecondJobInALiveRunIsRefusedAndDisturbsNothing) {
   const std::string data = make_data("data.h5", {"weather"});
   const std::string run = folder_ / "run";
-  const Words words = train(run, data, {"--train.steps=1000000", "--optimizer.schedule=constant"});
-  Program running(alone(words));
+  Program running(alone(train(run, data, {"--train.steps=1000000", "--optimizer.schedule=constant"})));
   ASSERT_TRUE(wait_until([&] { return at_work(run, 1, 2); }));
   for (const int ranks : {1, 2}) {
-    const ProgramResult second = moecollab_on(ranks, words);
+    const ProgramResult second = moecollab_on(ranks, train(run, data, {"--train.steps=3"}));
     expect_failure(second, 64,
                    {"another job is at work in " + run, "process " + std::to_string(running.pid())});
     EXPECT_EQ(count(second.errors, "moecollab: "), 1U) << second.errors;
