@@ -1,4 +1,5 @@
-// Exits 1 when the compiler stores a constant vector that ends in zeros as a broadcast of its first element (g++ 12 with AVX-512).
+// Exits 1 when the compiler stores a constant vector that ends in zeros as a broadcast of its first element
+// (g++ 12 with AVX-512).
 #include <cstdint>
 #include <vector>
 
