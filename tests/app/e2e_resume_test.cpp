@@ -16,6 +16,8 @@ struct Case {
   int ranks;
 };
 
+void PrintTo(const Case& each, std::ostream* out) { *out << each.dtype << " on " << each.ranks; }
+
 class Resume : public EndToEnd, public ::testing::WithParamInterface<Case> {};
 
 TEST_P(Resume, AStopAndAKillLeaveNoTrace) {
