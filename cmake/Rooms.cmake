@@ -1,4 +1,5 @@
-# A room is one static library: src/<room>/*.cpp (and src/<room>/cpu/*.cpp), which sees the public headers and its own folder.
+# A room is one static library: src/<room>/*.cpp, cpu/*.cpp and, by build, cuda/*.{cpp,cu} or no_cuda/*.cpp. It sees the
+# public headers and its own folder.
 add_library(moecollab_flags INTERFACE)
 target_include_directories(moecollab_flags INTERFACE
   $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include> $<INSTALL_INTERFACE:include>)
@@ -17,19 +18,45 @@ if(MOECOLLAB_NATIVE)
     list(APPEND MOECOLLAB_NATIVE_FLAGS -mno-avx512f)
   endif()
 endif()
-target_compile_options(moecollab_build_flags INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor
-  $<$<BOOL:${MOECOLLAB_WERROR}>:-Werror> ${MOECOLLAB_NATIVE_FLAGS} -fno-math-errno
+set(host_flags -Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor $<$<BOOL:${MOECOLLAB_WERROR}>:-Werror>
+  ${MOECOLLAB_NATIVE_FLAGS} -fno-math-errno
   -fno-trapping-math)  # nobody looks at floating-point exceptions; with them, selects in exp and the gate do not vectorise
-if(MOECOLLAB_SANITIZE)
-  target_compile_options(moecollab_build_flags INTERFACE -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
-  target_link_options(moecollab_build_flags INTERFACE -fsanitize=address,undefined)
+target_compile_options(moecollab_build_flags INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:${host_flags}>")
+target_compile_definitions(moecollab_build_flags INTERFACE MC_WITH_CUDA=$<BOOL:${MOECOLLAB_CUDA}>)
+if(MOECOLLAB_SANITIZE STREQUAL "THREAD")
+  set(sanitizers -fsanitize=thread)
+elseif(MOECOLLAB_SANITIZE)
+  set(sanitizers -fsanitize=address,undefined)
 endif()
+if(MOECOLLAB_SANITIZE)
+  target_compile_options(moecollab_build_flags INTERFACE -O1 -g ${sanitizers} -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  target_link_options(moecollab_build_flags INTERFACE ${sanitizers})
+endif()
+
+# Under emulation the host compiler takes the kernels' sources.
+function(moecollab_cuda_sources)
+  if(NOT MOECOLLAB_CUDA_EMULATION)
+    return()
+  endif()
+  set(kernels ${ARGN})
+  list(FILTER kernels INCLUDE REGEX "\\.cu$")
+  set_source_files_properties(${kernels} PROPERTIES LANGUAGE CXX
+    COMPILE_OPTIONS "-x;c++;-Wno-unknown-pragmas;-Wno-psabi;-Wno-pedantic")
+endfunction()
 
 set_property(GLOBAL PROPERTY MOECOLLAB_ROOMS "")
 # moecollab_room(name [DEPS rooms...] [PRIVATE third-party targets...])
 function(moecollab_room name)
   cmake_parse_arguments(ROOM "" "" "DEPS;PRIVATE" ${ARGN})
-  file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/${name}/*.cpp ${PROJECT_SOURCE_DIR}/src/${name}/cpu/*.cpp)
+  set(folder ${PROJECT_SOURCE_DIR}/src/${name})
+  set(patterns ${folder}/*.cpp ${folder}/cpu/*.cpp)
+  if(MOECOLLAB_CUDA)
+    list(APPEND patterns ${folder}/cuda/*.cpp ${folder}/cuda/*.cu)
+  else()
+    list(APPEND patterns ${folder}/no_cuda/*.cpp)
+  endif()
+  file(GLOB sources CONFIGURE_DEPENDS ${patterns})
+  moecollab_cuda_sources(${sources})
   list(TRANSFORM ROOM_DEPS PREPEND moecollab_)
   if(sources)
     add_library(moecollab_${name} STATIC ${sources})

@@ -33,7 +33,11 @@ if("-mno-avx512f" IN_LIST MOECOLLAB_NATIVE_FLAGS)
   string(APPEND native ", without AVX-512, which this compiler gets wrong (cmake/probes)")
 endif()
 moecollab_on_off(werror MOECOLLAB_WERROR "errors" "shown (MOECOLLAB_WERROR=ON makes them errors)")
-moecollab_on_off(sanitizers MOECOLLAB_SANITIZE "address, leak, undefined behaviour" "off (MOECOLLAB_SANITIZE=ON, or the preset asan)")
+set(sanitizer_text "address, leak, undefined behaviour")
+if(MOECOLLAB_SANITIZE STREQUAL "THREAD")
+  set(sanitizer_text "thread")
+endif()
+moecollab_on_off(sanitizers MOECOLLAB_SANITIZE "${sanitizer_text}" "off (MOECOLLAB_SANITIZE=ON, or the preset asan)")
 moecollab_on_off(tests MOECOLLAB_TESTS "on" "off (MOECOLLAB_TESTS=OFF)")
 moecollab_on_off(benchmarks MOECOLLAB_BENCHMARKS "on" "off (MOECOLLAB_BENCHMARKS=OFF)")
 message(STATUS "
@@ -51,7 +55,7 @@ message(STATUS "
     xxHash         ${xxhash_version}
     SentencePiece  ${SENTENCEPIECE_LIBRARY}
     zlib           ${ZLIB_VERSION_STRING}
-    CUDA           off: this version computes on the CPU only
+    CUDA           ${MOECOLLAB_CUDA_TEXT}
     tests          ${tests}
     benchmarks     ${benchmarks}
 ")

@@ -3,17 +3,21 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/memory.hpp"
+
 namespace moecollab {
 
 TensorView Arena::tensor(DType dtype, const Shape& shape) {
-  const std::int64_t bytes = (std::max<std::int64_t>(shape.numel() * size_bytes(dtype), 1) + 63) / 64 * 64;
+  const std::int64_t line = device_ == Device::cpu ? 64 : 256;
+  const std::int64_t bytes =
+      (std::max<std::int64_t>(shape.numel() * size_bytes(dtype), 1) + line - 1) / line * line;
   while (current_ < slabs_.size() &&
          slabs_[current_].used_bytes + bytes > slabs_[current_].memory.size_bytes()) {
     if (current_ + 1 == slabs_.size()) break;
     ++current_;
   }
   if (slabs_.empty() || slabs_[current_].used_bytes + bytes > slabs_[current_].memory.size_bytes()) {
-    slabs_.push_back({Tensor(DType::u8, {std::max(slab_bytes_, bytes)}), 0});
+    slabs_.push_back({Tensor(DType::u8, {std::max(slab_bytes_, bytes)}, device_), 0});
     current_ = slabs_.size() - 1;
   }
   Slab& slab = slabs_[current_];
@@ -21,8 +25,9 @@ TensorView Arena::tensor(DType dtype, const Shape& shape) {
   slab.used_bytes += bytes;
   total_bytes_ += bytes;
   peak_bytes_ = std::max(peak_bytes_, total_bytes_);
-  if (poison_) std::memset(data, 0xff, static_cast<std::size_t>(bytes));
-  return {data, dtype, Device::cpu, shape};
+  if (poison_ && device_ == Device::cpu) std::memset(data, 0xff, static_cast<std::size_t>(bytes));
+  if (poison_ && device_ == Device::cuda) cuda_set_bytes(data, 0xff, bytes);
+  return {data, dtype, device_, shape};
 }
 
 Arena::Mark Arena::mark() const {

@@ -1,9 +1,9 @@
 #include "moecollab/core/param_store.hpp"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
+#include "moecollab/core/device.hpp"
 #include "moecollab/core/error.hpp"
 #include "moecollab/core/random.hpp"
 
@@ -49,8 +49,8 @@ BlockId ParamStore::add_block(BlockKind kind, const Uuid& uuid, std::span<const 
   }
   const DType accumulator = accumulator_dtype();
   const DType value_dtype = kind == BlockKind::router ? accumulator : compute_;
-  block.value_ = Tensor(value_dtype, {block.numel});
-  if (value_dtype != accumulator) block.master_ = Tensor(accumulator, {block.numel});
+  block.value_ = Tensor(value_dtype, {block.numel}, device_);
+  if (value_dtype != accumulator) block.master_ = Tensor(accumulator, {block.numel}, device_);
   blocks_.push_back(std::move(block));
   set_trainable(blocks_.back().id, trainable);
   return blocks_.back().id;
@@ -68,14 +68,15 @@ void ParamStore::set_trainable(BlockId id, bool trainable) {
   b.optimizer_step = 0;
   const DType accumulator = accumulator_dtype();
   for (Tensor* slot : {&b.grad_, &b.exp_avg_, &b.exp_avg_sq_})
-    *slot = trainable ? Tensor(accumulator, {b.numel}) : Tensor();
+    *slot = trainable ? Tensor(accumulator, {b.numel}, device_) : Tensor();
 }
 
 void ParamStore::initialise(BlockId id, std::uint64_t seed) {
   Block& b = block(id);
+  const Tensor drawn(accumulator_dtype(), {b.numel});  // on the host: the same numbers for every device
   for (std::size_t i = 0; i < b.params.size(); ++i) {
     const ParamSpec& spec = b.params[i].spec;
-    const TensorView master = b.part(b.master(), static_cast<std::int32_t>(i));
+    const TensorView master = b.part(drawn.view(), static_cast<std::int32_t>(i));
     const std::string name = std::string(to_string(b.kind)) + "/" + to_string(b.uuid) + "/" + spec.name;
     if (spec.init.kind == Init::Kind::normal) {
       fill_normal(seed, stream_of(name.c_str()), spec.init.std, master);
@@ -89,6 +90,7 @@ void ParamStore::initialise(BlockId id, std::uint64_t seed) {
         master.as<float>()[j] = static_cast<float>(value);
     }
   }
+  copy_convert(drawn.view(), b.master());
   refresh_value(id);
 }
 
@@ -97,9 +99,9 @@ void ParamStore::refresh_value(BlockId id) {
   if (b.has_separate_master()) copy_convert(b.master(), b.value());
 }
 
-void ParamStore::zero_grads() {
+void ParamStore::zero_grads(Stream& stream) {
   for (Block& b : blocks_)
-    if (!b.grad_.empty()) std::memset(b.grad().data, 0, static_cast<std::size_t>(b.grad().size_bytes()));
+    if (!b.grad_.empty()) fill_zero(stream, b.grad());
 }
 
 const Block& ParamStore::block(BlockId id) const {

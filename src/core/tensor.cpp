@@ -4,6 +4,8 @@
 #include <cstring>
 #include <new>
 
+#include "core/memory.hpp"
+#include "moecollab/core/device.hpp"
 #include "moecollab/core/error.hpp"
 
 namespace moecollab {
@@ -151,14 +153,38 @@ ConstTensorView ConstTensorView::reshaped(const Shape& to) const {
   return {data, dtype, device, to};
 }
 
-void Tensor::Free::operator()(void* p) const { std::free(p); }
+void detail::FreeMemory::operator()(void* p) const {
+  if (device == Device::cuda)
+    cuda_release(p);
+  else if (pinned)
+    pinned_release(p);
+  else
+    std::free(p);
+}
 
-Tensor::Tensor(DType dtype, const Shape& shape) : dtype_(dtype), shape_(shape) {
-  const auto bytes = static_cast<std::size_t>((std::max<std::int64_t>(size_bytes(), 1) + 63) / 64 * 64);
-  void* p = std::aligned_alloc(64, bytes);
+Tensor::Tensor(DType dtype, const Shape& shape, Device device) : dtype_(dtype), shape_(shape) {
+  const std::int64_t bytes = (std::max<std::int64_t>(size_bytes(), 1) + 63) / 64 * 64;
+  if (device == Device::cuda) {
+    memory_ = std::unique_ptr<void, detail::FreeMemory>(cuda_allocate(bytes), {device});
+    cuda_set_bytes(memory_.get(), 0, bytes);
+    return;
+  }
+  void* p = std::aligned_alloc(64, static_cast<std::size_t>(bytes));
   if (p == nullptr) throw std::bad_alloc();
-  std::memset(p, 0, bytes);
-  memory_.reset(p);
+  std::memset(p, 0, static_cast<std::size_t>(bytes));
+  memory_ = std::unique_ptr<void, detail::FreeMemory>(p, {});
+}
+
+Tensor Tensor::pinned(DType dtype, const Shape& shape) {
+  Tensor tensor;
+  tensor.dtype_ = dtype;
+  tensor.shape_ = shape;
+  const std::int64_t bytes = std::max<std::int64_t>(tensor.size_bytes(), 1);
+  void* p = pinned_allocate(bytes);
+  if (p == nullptr) return Tensor(dtype, shape);
+  std::memset(p, 0, static_cast<std::size_t>(bytes));
+  tensor.memory_ = std::unique_ptr<void, detail::FreeMemory>(p, {Device::cpu, true});
+  return tensor;
 }
 
 namespace {
@@ -197,6 +223,14 @@ void copy_convert(ConstTensorView from, TensorView to) {
   if (from.shape != to.shape)
     throw ShapeError("copy from shape " + to_string(from.shape) + " to shape " + to_string(to.shape));
   if (from.numel() == 0) return;
+  if (from.device != Device::cpu || to.device != Device::cpu) {
+    Tensor storage;
+    const ConstTensorView source = on_host(from, storage);
+    if (to.device == Device::cpu) return copy_convert(source, to);
+    const Tensor converted(to.dtype, to.shape);
+    copy_convert(source, converted.view());
+    return cuda_copy_bytes(to.data, converted.view().data, to.size_bytes());
+  }
   if (from.dtype == to.dtype) {
     std::memcpy(to.data, from.data, static_cast<std::size_t>(from.size_bytes()));
     return;

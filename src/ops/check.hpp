@@ -1,6 +1,7 @@
 // What `src/ops/<op>.cpp` checks before the arithmetic starts.
 #pragma once
 
+#include <initializer_list>
 #include <string>
 
 #include "moecollab/core/bfloat16.hpp"
@@ -50,11 +51,19 @@ inline void check_ids(ConstTensorView ids, std::int64_t low, std::int64_t high, 
                        std::to_string(p[i]) + ", wanted at least " + std::to_string(low) + " and less than " +
                        std::to_string(high));
 }
-// The CPU is the only device so far that these operations run on.
-inline void check_cpu(const Stream& stream, const char* op) {
-  if (stream.device() != Device::cpu)
-    throw UsageError(std::string(op) + ": the stream is of device " + to_string(stream.device()) +
-                     ", but this build runs on the cpu only");
+// Every tensor of an operation lies where its stream works. Views that are empty() lie nowhere.
+inline void check_device(const Stream& stream, const char* op, std::initializer_list<ConstTensorView> tensors) {
+  for (const ConstTensorView& tensor : tensors)
+    if (!tensor.empty() && tensor.device != stream.device())
+      throw InternalError(std::string(op) + ": a tensor of shape " + to_string(tensor.shape) + " is on " +
+                          to_string(tensor.device) + ", the stream works on " + to_string(stream.device()));
+}
+inline constexpr bool kWithCuda = MC_WITH_CUDA;
+// The arithmetic of the stream's device. A build without CUDA has no streams of that device.
+template <class Cpu, class Cuda>
+void on_device(const Stream& stream, [[maybe_unused]] Cpu&& cpu, [[maybe_unused]] Cuda&& cuda) {
+  if (stream.device() == Device::cpu) return cpu();
+  if constexpr (kWithCuda) return cuda();
 }
 
 // Calls f.template operator()<A, Acc>() with the compute type A and its accumulator type.
@@ -69,6 +78,20 @@ void with_float_type(DType dtype, const char* op, F&& f) {
       return f.template operator()<double, double>();
     default:
       throw DTypeError(std::string(op) + ": no kernel for " + to_string(dtype) + ", use f32, bf16 or f64");
+  }
+}
+
+// The same for CUDA kernels: f32 and bf16.
+template <class F>
+void with_cuda_type(DType dtype, const char* op, F&& f) {
+  switch (dtype) {
+    case DType::f32:
+      return f.template operator()<float>();
+    case DType::bf16:
+      return f.template operator()<BFloat16>();
+    default:
+      throw DTypeError(std::string(op) + ": no CUDA kernel for " + to_string(dtype) +
+                       ", use f32 or bf16, or the CPU");
   }
 }
 

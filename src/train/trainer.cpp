@@ -48,7 +48,7 @@ void count_globally(Stream& stream, const Communicator& world, std::span<nn::Bat
 
 StepReport Trainer::accumulate(std::span<nn::Batch> micro_batches) {
   count_globally(step_.compute, parallel_.world(), micro_batches);
-  step_.params.zero_grads();
+  step_.params.zero_grads(step_.compute);
   StepReport report;
   report.picks.assign(moe_layers_.size() * static_cast<std::size_t>(model_.num_experts()), 0);
   double loss_sum = 0.0;

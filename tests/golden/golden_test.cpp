@@ -125,7 +125,7 @@ TEST_P(Golden, FirstForward) {
 
 TEST_P(Golden, FirstLossesAndEveryGradient) {
   const nn::Transformer model(config_, params_, slots_, parallel_);
-  params_.zero_grads();
+  params_.zero_grads(compute_);
   double ce = 0.0, balance = 0.0, z_loss = 0.0, entropy = 0.0, aux = 0.0;
   for (const OwnedBatch& batch : golden_.micro_batches(0)) {
     const nn::LossReport report = model.forward_backward(step_, batch.view, train_.balance);

@@ -187,7 +187,7 @@ TinyModel::Result TinyModel::evaluate(const nn::Transformer& model) {
 }
 
 TinyModel::Result TinyModel::forward_backward(const nn::Transformer& model) {
-  params.zero_grads();
+  params.zero_grads(compute);
   Result result;
   for (const OwnedBatch& batch : batches) {
     const nn::LossReport report = model.forward_backward(step, batch.view, spec.balance);

@@ -19,10 +19,15 @@ class Arena {
 
   // With `poison`, memory is filled with 0xff bytes (a NaN in every float type, -1 in every integer type)
   // when it is given out, so that a read of something never written shows in the result.
-  explicit Arena(std::int64_t slab_bytes = std::int64_t{16} << 20, bool poison = false)
-      : slab_bytes_(slab_bytes), poison_(poison) {}
+  // Kernels of two streams may use memory of one arena only with events between them: what is released may be
+  // given out again while the device still works on it, in stream order.
+  explicit Arena(std::int64_t slab_bytes = std::int64_t{16} << 20, bool poison = false,
+                 Device device = Device::cpu)
+      : slab_bytes_(slab_bytes), poison_(poison), device_(device) {}
 
-  TensorView tensor(DType dtype, const Shape& shape);  // 64-byte aligned; contents unspecified
+  // Aligned to 64 bytes on the host, 256 on a CUDA device; contents unspecified.
+  TensorView tensor(DType dtype, const Shape& shape);
+  Device device() const { return device_; }
   Mark mark() const;
   void release(const Mark& mark);  // everything given out since `mark` is gone
   void reset() { release(Mark{}); }
@@ -42,6 +47,7 @@ class Arena {
   std::int64_t total_bytes_ = 0;
   std::int64_t peak_bytes_ = 0;
   bool poison_;
+  Device device_;
 };
 
 // Releases what was taken inside a scope.

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "moecollab/core/stream.hpp"
 #include "moecollab/core/tensor.hpp"
 #include "moecollab/core/uuid.hpp"
 
@@ -75,10 +76,11 @@ struct Block {
 
 class ParamStore {
  public:
-  explicit ParamStore(DType compute) : compute_(compute) {}
+  explicit ParamStore(DType compute, Device device = Device::cpu) : compute_(compute), device_(device) {}
   ParamStore(ParamStore&&) = default;
   ParamStore& operator=(ParamStore&&) = default;
 
+  Device device() const { return device_; }  // where all slots of all blocks are
   DType compute_dtype() const { return compute_; }
   DType accumulator_dtype() const { return accumulator_of(compute_); }
 
@@ -92,7 +94,7 @@ class ParamStore {
   void initialise(BlockId id, std::uint64_t seed);
   // After writing to master(): rounds it into value(). Nothing to do in f32 and f64.
   void refresh_value(BlockId id);
-  void zero_grads();
+  void zero_grads(Stream& stream);
 
   std::span<const Block> blocks() const { return blocks_; }
   const Block& block(BlockId id) const;
@@ -107,6 +109,7 @@ class ParamStore {
 
  private:
   DType compute_;
+  Device device_;
   BlockId next_id_ = 0;
   std::vector<Block> blocks_;  // in order of insertion
 };

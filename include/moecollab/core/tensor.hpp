@@ -128,29 +128,37 @@ struct ConstTensorView {
   ConstTensorView reshaped(const Shape& to) const;
 };
 
-// Owns 64-byte aligned host memory, zero-filled. Move-only.
+namespace detail {
+struct FreeMemory {
+  Device device = Device::cpu;
+  bool pinned = false;
+  void operator()(void* p) const;
+};
+}  // namespace detail
+
+// Owns zero-filled memory: on the host 64-byte aligned, on a CUDA device 256-byte aligned. Move-only.
 class Tensor {
  public:
   Tensor() = default;
-  Tensor(DType dtype, const Shape& shape);
+  Tensor(DType dtype, const Shape& shape, Device device = Device::cpu);
+  // Host memory that a CUDA device writes to without the host waiting; plain host memory where there is none.
+  static Tensor pinned(DType dtype, const Shape& shape);
 
-  TensorView view() const { return {memory_.get(), dtype_, Device::cpu, shape_}; }
+  TensorView view() const { return {memory_.get(), dtype_, memory_.get_deleter().device, shape_}; }
   bool empty() const { return memory_ == nullptr; }
   const Shape& shape() const { return shape_; }
   DType dtype() const { return dtype_; }
   std::int64_t size_bytes() const { return shape_.numel() * moecollab::size_bytes(dtype_); }
 
  private:
-  struct Free {
-    void operator()(void* p) const;
-  };
-  std::unique_ptr<void, Free> memory_;
+  std::unique_ptr<void, detail::FreeMemory> memory_;
   DType dtype_ = DType::f32;
   Shape shape_;
 };
 
 // Copies (same shape required) with conversion between f32, bf16 and f64, or between equal types. Throws
-// ShapeError or DTypeError. Host memory, runs at once; for tests, initialisation and files, not for the step.
+// ShapeError or DTypeError. Memory of any device, runs at once; for tests, initialisation and files, not for
+// the step.
 void copy_convert(ConstTensorView from, TensorView to);
 
 }  // namespace moecollab

@@ -12,13 +12,37 @@
 namespace moecollab::ops {
 
 // Stable counting sort of the picks by `key_of_expert[expert]` (a permutation of [0,E): where an expert
-// stands in travel order). picks [T,K] i32, -1 = none. order [T*K] i32: order[i] = number of the i-th sorted
-// pick, i < the sum of counts; the rest is -1. position_of_pick [T,K] i32: its inverse, -1 for picks that are
-// -1. counts [E] i64, indexed by key.
+// stands in travel order). picks [T,K] i32, -1 = none. counts [E] i64: picks of each key.
+// Of the picks of key k only the first kept[k] stay (kept [E] i64; empty(): all); counts are before that.
+// rows_per_key = 0: packed, order [T*K] i32: order[i] = number of the i-th sorted pick that stays; the rest is
+// -1. rows_per_key > 0: the picks of key k begin at k * rows_per_key, gaps are -1, order [E * rows_per_key]
+// i32; kept[k] <= rows_per_key is the caller's to see to (what does not fit is dropped).
+// position_of_pick [T,K] i32: the inverse of order, -1 for picks that are -1 or did not stay.
 void sort_picks(Stream& stream, ConstTensorView picks, std::span<const std::int32_t> key_of_expert,
-                TensorView order, TensorView position_of_pick, TensorView counts);
+                std::int64_t rows_per_key, ConstTensorView kept, TensorView order,
+                TensorView position_of_pick, TensorView counts);
 
-// y[i,:] = x[index[i] / divisor,:]; index [R] i32, all >= 0. divisor K turns pick numbers into tokens.
+// Counts of all ranks cut down to a capacity: of each key the first `capacity` picks in rank order stay.
+// counts [P,E] i64, in place.
+void apply_capacity(Stream& stream, std::int64_t capacity, TensorView counts);
+
+// Where the rows that this rank received stand in expert order (key, source rank, order at the source), for
+// the experts [first_key, end_key) of this rank and the chunk [begin, end) of that order.
+struct ReceivedRows {
+  std::int64_t first_key = 0, end_key = 0;
+  std::int64_t begin = 0, end = 0;
+  // 0: packed, received rows are in (source, key) order without gaps and begin = 0 is the first row of
+  // first_key. Else the rows of (source s, key k) begin at (s * keys + k - first_key) * rows_per_block, those
+  // of key k in expert order at (k - first_key) * rows_per_expert, and gaps are -1 (then the chunk is whole).
+  std::int64_t rows_per_block = 0, rows_per_expert = 0;
+};
+// counts [P,E] i64. expert_order [end - begin] i32: received row of each row in expert order; receive_order
+// i32, as many as rows were received: its inverse. -1: none.
+void received_orders(Stream& stream, ConstTensorView counts, const ReceivedRows& rows,
+                     TensorView expert_order, TensorView receive_order);
+
+// y[i,:] = x[index[i] / divisor,:], zeros where index[i] = -1; index [R] i32. divisor K turns pick numbers
+// into tokens.
 void gather_rows(Stream& stream, ConstTensorView x, ConstTensorView index, std::int64_t divisor,
                  TensorView y);
 
@@ -26,7 +50,8 @@ void gather_rows(Stream& stream, ConstTensorView x, ConstTensorView index, std::
 // accumulator type. rows [R,D] A, weights [T,K] accumulator type, y [T,D] A. Overwrites y.
 void combine_rows_forward(Stream& stream, ConstTensorView rows, ConstTensorView position_of_pick,
                           ConstTensorView weights, TensorView y);
-// d_rows[position(t,k),:] = weights[t,k] * dy[t,:] (each sorted row pulls its pick through `order`, R rows);
+// d_rows[position(t,k),:] = weights[t,k] * dy[t,:] (each sorted row pulls its pick through `order`, R rows;
+// zeros where that is -1);
 // d_weights[t,k] = <dy[t,:], rows[position(t,k),:]>, 0 where the pick is -1.
 void combine_rows_backward(Stream& stream, ConstTensorView dy, ConstTensorView rows,
                            ConstTensorView position_of_pick, ConstTensorView order, ConstTensorView weights,

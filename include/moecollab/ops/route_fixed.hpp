@@ -15,9 +15,4 @@ namespace moecollab::ops {
 void route_fixed(Stream& stream, ConstTensorView domains, std::span<const std::int32_t> table,
                  TensorView picks, TensorView weights);
 
-// Removes picks over capacity: of the sorted picks of each key only the first kept[key] stay. order [T*K] i32
-// and counts [E] i64 from sort_picks; picks [T,K] i32 in and out: a dropped one becomes -1.
-void drop_picks(Stream& stream, ConstTensorView order, ConstTensorView counts,
-                std::span<const std::int64_t> kept, TensorView picks);
-
 }  // namespace moecollab::ops
