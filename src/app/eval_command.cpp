@@ -57,9 +57,9 @@ void run_eval(const Job& job) {
     check_data(model, dataset);
     const data::EvalSet set(dataset, std::min(settings.train.seq_len, model.config.max_position_embeddings),
                             settings.train.eval_sequences, task);
-    Stream compute, transfer;
+    Stream compute, transfer, exchange;
     Arena arena;
-    Step step{compute, transfer, arena, model.params, job.clock, 0};
+    Step step{compute, transfer, exchange, arena, model.params, job.clock, 0};
     const nn::Transformer transformer(model.config, model.params, model.slots, parallel,
                                       experts_of_domains(model.slots, dataset.domains()));
     models.push_back(

@@ -89,9 +89,9 @@ void run_generate(const Job& job) {
                      std::to_string(std::max<std::int64_t>(0, max_len - prompt_len)));
 
   const nn::Transformer transformer(model.config, model.params, model.slots, parallel);
-  Stream compute, transfer;
+  Stream compute, transfer, exchange;
   Arena arena;
-  Step step{compute, transfer, arena, model.params, job.clock, settings.sampling.seed};
+  Step step{compute, transfer, exchange, arena, model.params, job.clock, settings.sampling.seed};
   const std::int64_t rows = speaks ? 1 : 0;  // the other ranks only lend their experts
   const auto caches = transformer.make_caches(arena, rows, max_len);
   const TensorView logits = arena.tensor(model.config.dtype, {rows, model.config.vocab_size});

@@ -143,9 +143,9 @@ void run_expert_train(const Job& job) {
     throw UsageError(anchor +
                      " is a dense model, which has no place for an expert: give an anchor with experts");
   if (found.empty()) {
-    Stream compute, transfer;
+    Stream compute, transfer, exchange;
     Arena arena;
-    Step step{compute, transfer, arena, model.params, job.clock, settings.train.seed};
+    Step step{compute, transfer, exchange, arena, model.params, job.clock, settings.train.seed};
     const std::int32_t source = most_picked_expert(step, model, parallel, dataset, settings);
     const ExpertSlot from = model.slots.slots()[static_cast<std::size_t>(source)];
     const ExpertSlot slot = new_slot(settings, from, model.base_digest);

@@ -5,6 +5,17 @@
 
 namespace moecollab {
 
+ConstTensorView read_back(Stream& stream, ConstTensorView from) {
+  if (from.device == Device::cpu || from.empty()) {
+    stream.synchronize();
+    return from;
+  }
+  const TensorView host{stream.host_scratch(from.size_bytes()), from.dtype, Device::cpu, from.shape};
+  copy(stream, from, host);
+  stream.synchronize();
+  return host;
+}
+
 ConstTensorView on_host(ConstTensorView from, Tensor& storage) {
   if (from.device == Device::cpu || from.empty()) return from;
   storage = Tensor(from.dtype, from.shape);

@@ -1,9 +1,10 @@
 #include "moecollab/nn/attention.hpp"
 
 #include <cmath>
-#include <cstring>
 #include <string>
+#include <vector>
 
+#include "moecollab/core/device.hpp"
 #include "moecollab/ops/attention.hpp"
 #include "moecollab/ops/elementwise.hpp"
 #include "moecollab/ops/linear.hpp"
@@ -119,19 +120,23 @@ void Attention::decode(Step& step, ConstTensorView positions, ConstTensorView x,
   const ArenaScope scope(step.arena);
   const std::int64_t b = x.dim(0), dh = config_.head_dim, heads = config_.num_attention_heads;
   Saved saved;
-  project(step, positions, x, saved);
+  const TensorView device_positions = step.arena.tensor(DType::i32, {b});
+  copy(step.compute, positions, device_positions);
+  project(step, device_positions, x, saved);
   const TensorView lengths = step.arena.tensor(DType::i32, {b});
+  std::vector<std::int32_t> seen;
   for (std::int64_t i = 0; i < b; ++i) {
     const std::int64_t at = positions.as<std::int32_t>()[i];
-    lengths.as<std::int32_t>()[i] = static_cast<std::int32_t>(at + 1);
+    seen.push_back(static_cast<std::int32_t>(at + 1));
     const auto store = [&](TensorView rows, TensorView into) {
       const TensorView place =
           into.rows(i, i + 1).reshaped({into.dim(1), into.dim(2) * into.dim(3)}).rows(at, at + 1);
-      std::memcpy(place.data, rows.rows(i, i + 1).data, static_cast<std::size_t>(place.size_bytes()));
+      copy(step.compute, rows.rows(i, i + 1), place);
     };
     store(saved.k, cache.k);
     store(saved.v, cache.v);
   }
+  copy(step.compute, ConstTensorView(seen.data(), DType::i32, Device::cpu, {b}), lengths);
   const TensorView out = step.arena.tensor(x.dtype, {b, 1, heads, dh});
   ops::attention_decode(step.compute, saved.q.reshaped(out.shape), cache.k, cache.v, lengths, scale_, out);
   ops::linear_forward(step.compute, out.reshaped({b, heads * dh}), step.params.value(o_proj_), y);

@@ -1,6 +1,5 @@
 // Generation with a key/value cache: the model's forward for one new position per sequence.
-#include <cstring>
-
+#include "moecollab/core/device.hpp"
 #include "moecollab/nn/transformer.hpp"
 #include "moecollab/ops/elementwise.hpp"
 #include "moecollab/ops/embedding.hpp"
@@ -28,15 +27,16 @@ void Transformer::prefill(Step& step, const Batch& batch, const std::vector<KvCa
   for (std::int64_t i = 0; i < b; ++i) {
     for (std::size_t l = 0; l < caches.size(); ++l) {
       const auto copy = [&](TensorView from, TensorView to) {
-        const TensorView rows = from.rows(i, i + 1);
-        std::memcpy(to.rows(i, i + 1).data, rows.data, static_cast<std::size_t>(rows.size_bytes()));
+        // A prompt is shorter than its cache: as flat runs of positions.
+        const std::int64_t width = from.dim(2) * from.dim(3), prompt = from.dim(1);
+        copy(step.compute, from.rows(i, i + 1).reshaped({prompt, width}),
+             to.rows(i, i + 1).reshaped({to.dim(1), width}).rows(0, prompt));
       };
       copy(saved.blocks[l].attention.k, caches[l].k);
       copy(saved.blocks[l].attention.v, caches[l].v);
     }
     const std::int64_t row = i * s + batch.lengths.as<std::int32_t>()[i] - 1;
-    const TensorView from = saved.hidden.rows(row, row + 1);
-    std::memcpy(last.rows(i, i + 1).data, from.data, static_cast<std::size_t>(from.size_bytes()));
+    copy(step.compute, saved.hidden.rows(row, row + 1), last.rows(i, i + 1));
   }
   head_.logits(step, batch, last, logits);
 }
@@ -46,8 +46,10 @@ void Transformer::decode(Step& step, ConstTensorView tokens, ConstTensorView pos
   const ArenaScope scope(step.arena);
   const std::int64_t b = tokens.dim(0);
   const Shape stream{b, config_.hidden_size};
+  const TensorView ids = step.arena.tensor(DType::i32, {b});
+  copy(step.compute, tokens, ids);
   Batch batch;
-  batch.tokens = tokens.reshaped({b, 1});
+  batch.tokens = ids.reshaped({b, 1});
   batch.domains = batch.segments = batch.tokens;  // not read: decoding routes by token
   const TokenFacts facts;
   const TensorView rstd = step.arena.tensor(step.params.accumulator_dtype(), {b});
@@ -59,7 +61,7 @@ void Transformer::decode(Step& step, ConstTensorView tokens, ConstTensorView pos
     ops::rms_norm_forward(step.compute, x, step.params.value(weight), config_.rms_norm_eps, h, rstd);
   };
 
-  ops::embedding_forward(step.compute, tokens, step.params.value(embedding_), x);
+  ops::embedding_forward(step.compute, ids, step.params.value(embedding_), x);
   for (std::size_t l = 0; l < blocks_.size(); ++l) {
     const ArenaScope block_scope(step.arena);
     const Block& block = blocks_[l];

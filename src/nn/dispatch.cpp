@@ -2,13 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <numeric>
+#include <utility>
 
-#include "moecollab/ops/elementwise.hpp"
+#include "moecollab/core/device.hpp"
 #include "moecollab/ops/experts.hpp"
 #include "moecollab/ops/permute.hpp"
-#include "moecollab/ops/route_fixed.hpp"
 
 namespace moecollab::nn {
 
@@ -18,6 +17,9 @@ namespace {
 struct TravelOrder {
   std::vector<std::int32_t> key_of_slot, slot_of_key;
   std::vector<std::int64_t> first_key;
+  std::int64_t num_keys(std::int64_t rank) const {
+    return first_key[static_cast<std::size_t>(rank) + 1] - first_key[static_cast<std::size_t>(rank)];
+  }
 };
 
 TravelOrder travel_order(const ExpertSlots& slots) {
@@ -52,30 +54,6 @@ struct CountMatrix {
     return sum;
   }
 };
-
-CountMatrix gather_counts(Step& step, TensorView counts, const Communicator& group) {
-  const ArenaScope scope(step.arena);
-  const std::int64_t keys = counts.dim(0);
-  const TensorView all = step.arena.tensor(DType::i64, {group.size(), keys});
-  const PhaseScope phase(step.clock, Phase::all_to_all);
-  group.all_gather(step.compute, counts.reshaped({1, keys}), all);
-  step.compute.synchronize();
-  const auto* data = all.as<std::int64_t>();
-  return {{data, data + all.numel()}, group.size(), keys};
-}
-
-// Cuts the counts of all ranks of the job down to the capacity: the first C picks of each expert in (rank,
-// token) order, which is token order over the global micro-batch.
-void apply_capacity(CountMatrix& world, std::int64_t capacity) {
-  for (std::int64_t key = 0; key < world.num_keys; ++key) {
-    std::int64_t left = capacity;
-    for (std::int64_t s = 0; s < world.num_sources; ++s) {
-      auto& count = world.counts[static_cast<std::size_t>(s * world.num_keys + key)];
-      count = std::min(count, left);
-      left -= count;
-    }
-  }
-}
 
 // Ends of the chunks of one receiver as positions in its expert order.
 std::vector<std::int64_t> chunk_ends(const CountMatrix& counts, std::int64_t first_key, std::int64_t end_key,
@@ -137,51 +115,89 @@ void plan_sends(const CountMatrix& counts, const TravelOrder& travel, std::int64
   }
 }
 
-// What this rank receives in each chunk, and how received order (source, slot) turns into expert order (slot,
-// source).
-void plan_receives(Step& step, const CountMatrix& counts, const TravelOrder& travel, std::int64_t me,
+// What this rank receives in each chunk.
+void plan_receives(const CountMatrix& counts, const TravelOrder& travel, std::int64_t me,
                    const std::vector<std::int64_t>& ends, std::vector<DispatchChunk>& chunks) {
-  const std::int64_t sources = counts.num_sources;
   const auto my = static_cast<std::size_t>(me);
   const std::int64_t first = travel.first_key[my], last = travel.first_key[my + 1];
   for (std::size_t c = 0; c < chunks.size(); ++c) {
     DispatchChunk& chunk = chunks[c];
-    const std::int64_t begin = c == 0 ? 0 : ends[std::min(c, ends.size()) - 1];
+    chunk.begin = c == 0 ? 0 : ends[std::min(c, ends.size()) - 1];
     const std::int64_t end = ends[std::min(c + 1, ends.size()) - 1];
-    chunk.num_rows = end - begin;
-    std::vector<std::int64_t> rows;  // [keys of this rank, sources]
+    chunk.num_rows = chunk.num_received = end - chunk.begin;
     std::int64_t position = 0, placed = 0;
     for (std::int64_t key = first; key < last; ++key) {
       const std::int64_t expert_begin = placed;
-      for (std::int64_t s = 0; s < sources; ++s) {
-        rows.push_back(overlap(position, counts(s, key), begin, end).size());
-        chunk.recv_rows[static_cast<std::size_t>(s)] += rows.back();
+      for (std::int64_t s = 0; s < counts.num_sources; ++s) {
+        const std::int64_t rows = overlap(position, counts(s, key), chunk.begin, end).size();
+        chunk.recv_rows[static_cast<std::size_t>(s)] += rows;
         position += counts(s, key);
-        placed += rows.back();
+        placed += rows;
       }
       if (placed > expert_begin)
         chunk.experts.push_back({travel.slot_of_key[static_cast<std::size_t>(key)], expert_begin, placed});
     }
     std::exclusive_scan(chunk.recv_rows.begin(), chunk.recv_rows.end(), chunk.recv_begin.begin(),
                         std::int64_t{0});
-    if (sources == 1) continue;
-    chunk.expert_order = step.arena.tensor(DType::i32, {chunk.num_rows});
-    chunk.receive_order = step.arena.tensor(DType::i32, {chunk.num_rows});
-    auto* expert_order = chunk.expert_order.as<std::int32_t>();
-    auto* receive_order = chunk.receive_order.as<std::int32_t>();
-    std::vector<std::int64_t> next = chunk.recv_begin;
-    std::int64_t row = 0;
-    for (std::size_t i = 0; i < rows.size(); ++i) {
-      std::int64_t& from = next[i % static_cast<std::size_t>(sources)];
-      for (std::int64_t j = 0; j < rows[i]; ++j, ++row, ++from) {
-        expert_order[row] = static_cast<std::int32_t>(from);
-        receive_order[from] = static_cast<std::int32_t>(row);
-      }
-    }
   }
 }
 
+// How received order (source, slot) turns into expert order (slot, source); nothing to do with one source.
+void make_orders(Step& step, ConstTensorView counts, const TravelOrder& travel, std::int64_t me,
+                 std::int64_t rows_per_block, std::int64_t rows_per_expert, DispatchChunk& chunk) {
+  if (counts.dim(0) == 1) return;
+  const auto my = static_cast<std::size_t>(me);
+  chunk.expert_order = step.arena.tensor(DType::i32, {chunk.num_rows});
+  chunk.receive_order = step.arena.tensor(DType::i32, {chunk.num_received});
+  ops::received_orders(step.compute, counts,
+                       {travel.first_key[my], travel.first_key[my + 1], chunk.begin,
+                        chunk.begin + chunk.num_rows, rows_per_block, rows_per_expert},
+                       chunk.expert_order, chunk.receive_order);
+}
+
+// Rows of a chunk at most: the budget, and what cuts the receiver's rows into the wanted number of chunks.
+std::int64_t chunk_rows(std::int64_t received, const DispatchLimits& limits, bool travels, bool kept) {
+  if (!kept) return limits.max_rows;
+  if (!travels || limits.overlap_chunks <= 1) return 0;
+  const std::int64_t rows = (received + limits.overlap_chunks - 1) / limits.overlap_chunks;
+  return std::max<std::int64_t>((rows + ops::kRowTile - 1) / ops::kRowTile, 1) * ops::kRowTile;
+}
+
+// Every rank's rows are as many as its experts can take, whatever the tokens chose, so the host knows them all:
+// rows_per_block of each pair of source and expert travel, and an expert works on rows_per_expert.
+DispatchPlan plan_of_constant_rows(Step& step, DispatchPlan plan, const TravelOrder& travel,
+                                   ConstTensorView counts, std::int64_t me, std::int64_t rows_per_block,
+                                   std::int64_t rows_per_expert) {
+  const auto ranks = travel.first_key.size() - 1;
+  const std::int64_t keys = travel.num_keys(me);
+  DispatchChunk chunk;
+  for (std::size_t r = 0; r < ranks; ++r) {
+    chunk.send_begin.push_back(travel.first_key[r] * rows_per_block);
+    chunk.send_rows.push_back(travel.num_keys(static_cast<std::int64_t>(r)) * rows_per_block);
+    chunk.recv_begin.push_back(static_cast<std::int64_t>(r) * keys * rows_per_block);
+    chunk.recv_rows.push_back(keys * rows_per_block);
+  }
+  chunk.num_received = static_cast<std::int64_t>(ranks) * keys * rows_per_block;
+  chunk.num_rows = plan.num_rows = keys * rows_per_expert;
+  for (std::int64_t key = 0; key < keys && rows_per_expert > 0; ++key)
+    chunk.experts.push_back(
+        {travel.slot_of_key[static_cast<std::size_t>(travel.first_key[static_cast<std::size_t>(me)] + key)],
+         key * rows_per_expert, (key + 1) * rows_per_expert});
+  make_orders(step, counts, travel, me, rows_per_block, rows_per_expert, chunk);
+  plan.num_sent = plan.order.dim(0);
+  plan.chunks.push_back(chunk);
+  return plan;
+}
+
 }  // namespace
+
+std::int64_t expert_capacity(double capacity_factor, std::int64_t top_k, std::int64_t global_tokens,
+                             std::int64_t num_experts) {
+  if (capacity_factor <= 0.0 || global_tokens == 0) return 0;
+  return static_cast<std::int64_t>(std::ceil(capacity_factor * static_cast<double>(top_k) *
+                                             static_cast<double>(global_tokens) /
+                                             static_cast<double>(num_experts)));
+}
 
 DispatchPlan make_dispatch_plan(Step& step, ConstTensorView picks, const ExpertSlots& slots,
                                 const Parallel& parallel, const DispatchLimits& limits) {
@@ -189,57 +205,74 @@ DispatchPlan make_dispatch_plan(Step& step, ConstTensorView picks, const ExpertS
   const std::int64_t num_picks = picks.numel(), num_experts = slots.size();
   const TravelOrder travel = travel_order(slots);
   const Communicator& group = parallel.experts();
+  const std::int64_t me = group.rank();
+  const auto ranks = static_cast<std::size_t>(group.size());
+  const bool capped = limits.capacity > 0;
+
+  // Rows when every expert takes all it can: constant, so that nothing has to wait for the counts.
+  const std::int64_t rows_per_block = std::min(limits.capacity, limits.max_rank_tokens);
+  const std::int64_t rows_per_expert = std::min(limits.capacity, group.size() * rows_per_block);
+  std::int64_t most_keys = 0;
+  for (std::int64_t r = 0; r < group.size(); ++r) most_keys = std::max(most_keys, travel.num_keys(r));
+  const bool constant = capped && step.compute.device() == Device::cuda &&
+                        (limits.max_rows == 0 || most_keys * rows_per_expert <= limits.max_rows);
+
   DispatchPlan plan;
-  plan.order = step.arena.tensor(DType::i32, {num_picks});
+  plan.order = step.arena.tensor(DType::i32, {constant ? num_experts * rows_per_block : num_picks});
   plan.slot_of_pick = step.arena.tensor(DType::i32, picks.shape);
   const TensorView sorted = step.arena.tensor(DType::i64, {num_experts});
-  ops::sort_picks(step.compute, picks, travel.key_of_slot, plan.order, plan.slot_of_pick, sorted);
-
-  const bool capped = limits.capacity_factor > 0.0;
-  CountMatrix counts = gather_counts(step, sorted, capped ? parallel.world() : group);
-  if (capped) {
-    const auto top_k = static_cast<double>(picks.dim(1));
-    apply_capacity(counts, static_cast<std::int64_t>(std::ceil(limits.capacity_factor * top_k *
-                                                               static_cast<double>(limits.global_tokens) /
-                                                               static_cast<double>(num_experts))));
-    const auto mine = counts.counts.begin() + parallel.world().rank() * num_experts;
-    const std::vector<std::int64_t> kept(mine, mine + num_experts);
+  const Communicator& counted = capped ? parallel.world() : group;
+  const TensorView all = step.arena.tensor(DType::i64, {counted.size(), num_experts});
+  const std::int64_t first_source = capped ? parallel.replica() * group.size() : 0;
+  const ConstTensorView of_group = all.rows(first_source, first_source + group.size());
+  {
     const ArenaScope scope(step.arena);
-    const TensorView left = step.arena.tensor(DType::i32, picks.shape);
-    std::memcpy(left.data, picks.data, static_cast<std::size_t>(picks.size_bytes()));
-    ops::drop_picks(step.compute, plan.order, sorted, kept, left);
-    for (std::int64_t key = 0; key < num_experts; ++key)
-      plan.num_dropped += sorted.as<std::int64_t>()[key] - kept[static_cast<std::size_t>(key)];
-    ops::sort_picks(step.compute, left, travel.key_of_slot, plan.order, plan.slot_of_pick, sorted);
-    const std::int64_t begin = parallel.replica() * group.size() * num_experts;
-    counts = {{counts.counts.begin() + begin, counts.counts.begin() + begin + group.size() * num_experts},
-              group.size(),
-              num_experts};
+    const TensorView order = capped ? step.arena.tensor(DType::i32, {num_picks}) : plan.order;
+    ops::sort_picks(step.compute, picks, travel.key_of_slot, 0, {}, order, plan.slot_of_pick, sorted);
   }
+  {
+    const PhaseScope exchange(step.clock, Phase::all_to_all);
+    counted.all_gather(step.compute, sorted.reshaped({1, num_experts}), all);
+  }
+  if (capped) {
+    ops::apply_capacity(step.compute, limits.capacity, all);
+    const TensorView kept = all.rows(first_source + me, first_source + me + 1).reshaped({num_experts});
+    ops::sort_picks(step.compute, picks, travel.key_of_slot, constant ? rows_per_block : 0, kept, plan.order,
+                    plan.slot_of_pick, sorted);
+  }
+  if (constant)
+    return plan_of_constant_rows(step, std::move(plan), travel, of_group, me, rows_per_block, rows_per_expert);
 
-  plan.rows_per_slot.resize(static_cast<std::size_t>(num_experts));
-  for (std::int64_t key = 0; key < num_experts; ++key) {
-    plan.rows_per_slot[static_cast<std::size_t>(travel.slot_of_key[static_cast<std::size_t>(key)])] =
-        counts.total(key);
-    plan.num_sent += counts(group.rank(), key);
-  }
+  const PhaseScope wait(step.clock, Phase::all_to_all);
+  const ConstTensorView on_host = read_back(step.compute, of_group);
+  const auto* data = on_host.as<std::int64_t>();
+  const CountMatrix counts{{data, data + on_host.numel()}, group.size(), num_experts};
+  for (std::int64_t key = 0; key < num_experts; ++key) plan.num_sent += counts(me, key);
   plan.order = plan.order.rows(0, plan.num_sent);
 
-  const auto ranks = static_cast<std::size_t>(group.size());
+  std::vector<std::int64_t> received(ranks, 0);
+  for (std::size_t r = 0; r < ranks; ++r) {
+    for (std::int64_t key = travel.first_key[r]; key < travel.first_key[r + 1]; ++key)
+      received[r] += counts.total(key);
+    plan.kept = plan.kept && (limits.max_rows == 0 || received[r] <= limits.max_rows);
+  }
   std::vector<std::vector<std::int64_t>> ends;
   std::size_t num_chunks = 1;
   for (std::size_t r = 0; r < ranks; ++r) {
-    ends.push_back(chunk_ends(counts, travel.first_key[r], travel.first_key[r + 1], limits.max_rows));
+    ends.push_back(chunk_ends(counts, travel.first_key[r], travel.first_key[r + 1],
+                              chunk_rows(received[r], limits, ranks > 1, plan.kept)));
     num_chunks = std::max(num_chunks, ends.back().size());
   }
   DispatchChunk empty;
   empty.send_begin = empty.send_rows = empty.recv_begin = empty.recv_rows =
       std::vector<std::int64_t>(ranks, 0);
   plan.chunks.assign(num_chunks, empty);
-  plan_sends(counts, travel, group.rank(), ends, plan.chunks);
-  plan_receives(step, counts, travel, group.rank(), ends[static_cast<std::size_t>(group.rank())],
-                plan.chunks);
-  for (const DispatchChunk& chunk : plan.chunks) plan.num_received += chunk.num_rows;
+  plan_sends(counts, travel, me, ends, plan.chunks);
+  plan_receives(counts, travel, me, ends[static_cast<std::size_t>(me)], plan.chunks);
+  for (DispatchChunk& chunk : plan.chunks) {
+    make_orders(step, of_group, travel, me, 0, 0, chunk);
+    plan.num_rows += chunk.num_rows;
+  }
   return plan;
 }
 
@@ -252,41 +285,27 @@ TensorView own_rows(const DispatchChunk& chunk, TensorView in_travel_order) {
   return in_travel_order.rows(chunk.send_begin[0], chunk.send_begin[0] + chunk.send_rows[0]);
 }
 
-namespace {
-// One rank: the exchange is a copy, or nothing when both sides are the same memory.
-void copy_unless_same(Step& step, ConstTensorView from, TensorView to) {
-  const PhaseScope phase(step.clock, Phase::permute);
-  if (from.data != to.data) ops::cast(step.compute, from, to);
+void send_rows(Step& step, Stream& stream, const DispatchPlan& plan, const DispatchChunk& chunk,
+               ConstTensorView sent, const Communicator& experts, TensorView received) {
+  const PhaseScope phase(step.clock, Phase::all_to_all);
+  experts.all_to_all_rows(stream, sent.rows(0, plan.num_sent), received,
+                          {chunk.send_begin, chunk.send_rows, chunk.recv_begin, chunk.recv_rows});
 }
-}  // namespace
 
-void dispatch(Step& step, const DispatchPlan& plan, const DispatchChunk& chunk, ConstTensorView sent,
-              const Communicator& experts, TensorView rows) {
-  if (experts.size() == 1)
-    return copy_unless_same(step, sent.rows(chunk.send_begin[0], chunk.send_begin[0] + chunk.send_rows[0]),
-                            rows);
-  const ArenaScope scope(step.arena);
-  const TensorView received = step.arena.tensor(sent.dtype, rows.shape);
-  {
-    const PhaseScope phase(step.clock, Phase::all_to_all);
-    experts.all_to_all_rows(step.compute, sent.rows(0, plan.num_sent), received,
-                            {chunk.send_begin, chunk.send_rows, chunk.recv_begin, chunk.recv_rows});
-  }
+void to_expert_order(Step& step, const DispatchChunk& chunk, ConstTensorView received, TensorView rows) {
   const PhaseScope phase(step.clock, Phase::permute);
   ops::gather_rows(step.compute, received, chunk.expert_order, 1, rows);
 }
 
-void send_back(Step& step, const DispatchChunk& chunk, ConstTensorView rows, const Communicator& experts,
-               TensorView returned) {
-  if (experts.size() == 1) return copy_unless_same(step, rows, own_rows(chunk, returned));
-  const ArenaScope scope(step.arena);
-  const TensorView in_receive_order = step.arena.tensor(rows.dtype, rows.shape);
-  {
-    const PhaseScope phase(step.clock, Phase::permute);
-    ops::gather_rows(step.compute, rows, chunk.receive_order, 1, in_receive_order);
-  }
+void to_receive_order(Step& step, const DispatchChunk& chunk, ConstTensorView rows, TensorView received) {
+  const PhaseScope phase(step.clock, Phase::permute);
+  ops::gather_rows(step.compute, rows, chunk.receive_order, 1, received);
+}
+
+void return_rows(Step& step, Stream& stream, const DispatchChunk& chunk, ConstTensorView received,
+                 const Communicator& experts, TensorView returned) {
   const PhaseScope phase(step.clock, Phase::all_to_all);
-  experts.all_to_all_rows(step.compute, in_receive_order, returned,
+  experts.all_to_all_rows(stream, received, returned,
                           {chunk.recv_begin, chunk.recv_rows, chunk.send_begin, chunk.send_rows});
 }
 

@@ -1,6 +1,5 @@
 #include "moecollab/nn/router.hpp"
 
-#include <cstring>
 #include <string>
 
 #include "moecollab/ops/elementwise.hpp"
@@ -8,6 +7,7 @@
 #include "moecollab/ops/pooling.hpp"
 #include "moecollab/ops/route_fixed.hpp"
 #include "moecollab/ops/router_logits.hpp"
+#include "moecollab/ops/stack.hpp"
 
 namespace moecollab::nn {
 
@@ -27,29 +27,16 @@ namespace {
 // The parameters of all slots as one tensor, a row each.
 TensorView stack(Step& step, const std::vector<ParamId>& ids, const Shape& shape) {
   const TensorView out = step.arena.tensor(step.params.accumulator_dtype(), shape);
-  for (std::size_t i = 0; i < ids.size(); ++i) {
-    const ConstTensorView row = step.params.value(ids[i]);
-    const auto at = static_cast<std::int64_t>(i);
-    std::memcpy(out.rows(at, at + 1).data, row.data, static_cast<std::size_t>(row.size_bytes()));
-  }
+  std::vector<ConstTensorView> rows;
+  for (const ParamId id : ids) rows.push_back(step.params.value(id));
+  ops::stack_rows(step.compute, rows, out);
   return out;
 }
 
-// Without a bias the selection is by the logits themselves, which other experts cannot change by a rounding.
-TensorView nonzero_or_empty(TensorView bias) {
-  for (std::int64_t e = 0; e < bias.numel(); ++e)
-    if ((bias.dtype == DType::f64 ? bias.as<double>()[e] : static_cast<double>(bias.as<float>()[e])) != 0.0)
-      return bias;
-  return {};
-}
-
 void add_rows_to_grads(Step& step, const std::vector<ParamId>& ids, TensorView rows) {
-  for (std::size_t i = 0; i < ids.size(); ++i) {
-    const TensorView grad = step.params.grad(ids[i]);
-    if (grad.empty()) continue;
-    const auto at = static_cast<std::int64_t>(i);
-    ops::add(step.compute, rows.rows(at, at + 1).reshaped(grad.shape), grad);
-  }
+  std::vector<TensorView> grads;
+  for (const ParamId id : ids) grads.push_back(step.params.grad(id));
+  ops::add_to_rows(step.compute, rows, grads);
 }
 
 }  // namespace
@@ -74,7 +61,7 @@ void Router::forward(Step& step, const Batch& batch, const TokenFacts& facts, Co
   saved.rows = stack(step, rows_, {experts, config_.hidden_size});
   saved.logits = step.arena.tensor(accumulator, {tokens, experts});
   const TensorView logit_bias = stack(step, logit_biases_, {experts});
-  const TensorView selection_bias = nonzero_or_empty(stack(step, selection_biases_, {experts}));
+  const TensorView selection_bias = stack(step, selection_biases_, {experts});
   ops::router_logits_forward(step.compute, x, saved.rows, logit_bias, saved.logits);
   if (config_.routing == Routing::document) {
     const TensorView pooled = step.arena.tensor(accumulator, saved.logits.shape);

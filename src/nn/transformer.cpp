@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <string>
+#include <vector>
 
+#include "moecollab/core/device.hpp"
 #include "moecollab/core/error.hpp"
 #include "moecollab/ops/elementwise.hpp"
 #include "moecollab/ops/embedding.hpp"
@@ -57,16 +59,35 @@ Transformer::Transformer(const ModelConfig& config, const ParamStore& params, co
 
 TokenFacts Transformer::token_facts(Step& step, const Batch& batch) const {
   const std::int64_t b = batch.batch_size(), s = batch.seq_len();
-  TokenFacts facts;
-  facts.positions = step.arena.tensor(DType::i32, {b * s});
   const auto* lengths = batch.lengths.as<std::int32_t>();
   const bool padded = std::any_of(lengths, lengths + b, [s](std::int32_t length) { return length < s; });
-  if (padded) facts.valid = step.arena.tensor(DType::u8, {b * s});
-  for (std::int64_t i = 0; i < b * s; ++i) {
-    facts.positions.as<std::int32_t>()[i] = static_cast<std::int32_t>(i % s);
-    if (padded) facts.valid.as<std::uint8_t>()[i] = i % s < lengths[i / s] ? 1 : 0;
+  std::vector<std::int32_t> positions(static_cast<std::size_t>(b * s));
+  std::vector<std::uint8_t> valid(padded ? positions.size() : 0);
+  for (std::size_t i = 0; i < positions.size(); ++i) {
+    const auto position = static_cast<std::int64_t>(i) % s;
+    positions[i] = static_cast<std::int32_t>(position);
+    if (padded) valid[i] = position < lengths[static_cast<std::int64_t>(i) / s] ? 1 : 0;
   }
+  TokenFacts facts;
+  facts.positions = step.arena.tensor(DType::i32, {b * s});
+  copy(step.compute, ConstTensorView(positions.data(), DType::i32, Device::cpu, {b * s}), facts.positions);
+  if (!padded) return facts;
+  facts.valid = step.arena.tensor(DType::u8, {b * s});
+  copy(step.compute, ConstTensorView(valid.data(), DType::u8, Device::cpu, {b * s}), facts.valid);
   return facts;
+}
+
+Batch Transformer::on_device(Step& step, const Batch& batch) const {
+  Batch moved = batch;
+  if (step.compute.device() == Device::cpu) return moved;
+  for (ConstTensorView* part :
+       {&moved.tokens, &moved.targets, &moved.lengths, &moved.segments, &moved.domains}) {
+    if (part->empty()) continue;
+    const TensorView there = step.arena.tensor(part->dtype, part->shape);
+    copy(step.compute, *part, there);
+    *part = there;
+  }
+  return moved;
 }
 
 TensorView Transformer::sums_of(const Saved& saved, std::int64_t moe_index) const {
@@ -74,11 +95,13 @@ TensorView Transformer::sums_of(const Saved& saved, std::int64_t moe_index) cons
 }
 
 // x = embed(tokens); for each block: x += attention(norm(x)); x += moe_or_dense(norm(x)); hidden = norm(x)
-void Transformer::forward(Step& step, const Batch& batch, Saved& saved) const {
-  const std::int64_t tokens = batch.batch_size() * batch.seq_len();
+void Transformer::forward(Step& step, const Batch& host_batch, Saved& saved) const {
+  const std::int64_t tokens = host_batch.batch_size() * host_batch.seq_len();
   const DType dtype = config_.dtype, accumulator = step.params.accumulator_dtype();
   const Shape stream{tokens, config_.hidden_size};
-  saved.facts = token_facts(step, batch);
+  saved.facts = token_facts(step, host_batch);
+  saved.batch = on_device(step, host_batch);
+  const Batch& batch = saved.batch;
   saved.sums = step.arena.tensor(DType::f64, {config_.num_moe_layers(), 2 * num_experts_ + 2});
   ops::fill_zero(step.compute, saved.sums);
   saved.blocks.resize(blocks_.size());
@@ -115,14 +138,20 @@ void Transformer::forward(Step& step, const Batch& batch, Saved& saved) const {
 
 // The same list reversed. dx [T,D] enters as the gradient of `hidden` and is used as the gradient of the
 // residual stream.
-void Transformer::backward(Step& step, const Batch& batch, const ops::BalanceOptions& balance,
-                           const Saved& saved, TensorView dx) const {
+void Transformer::backward(Step& step, const ops::BalanceOptions& balance, const Saved& saved, TensorView dx,
+                           GradientEvents* done) const {
   const ArenaScope scope(step.arena);
+  const Batch& batch = saved.batch;
   const TensorView dh = step.arena.tensor(dx.dtype, dx.shape);
   const auto norm_backward = [&](ParamId weight, ConstTensorView dy, ConstTensorView in, ConstTensorView rstd,
                                  TensorView out) {
     ops::rms_norm_backward(step.compute, dy, in, step.params.value(weight), rstd, out,
                            step.params.grad(weight));
+  };
+
+  if (done != nullptr) done->layers.assign(blocks_.size(), {});
+  const auto layer_done = [&](std::size_t l) {
+    if (done != nullptr) done->layers[l] = step.compute.record();
   };
 
   norm_backward(final_norm_, dx, saved.x, saved.rstd, dx);
@@ -135,13 +164,14 @@ void Transformer::backward(Step& step, const Batch& batch, const ops::BalanceOpt
                           dh);
     else
       block.dense->backward(step, batch, dx, s.h_mlp, s.dense, dh);
-    if (!trunk_trainable_ && moe_index == 0) return;  // nothing below here learns
+    if (!trunk_trainable_ && moe_index == 0) return layer_done(l);  // nothing below here learns
     norm_backward(block.mlp_norm, dh, s.mid, s.rstd_mlp, dh);
     ops::add(step.compute, dh, dx);
 
     block.attention.backward(step, batch, saved.facts.positions, dx, s.h_attention, s.attention, dh);
     norm_backward(block.attention_norm, dh, s.x, s.rstd_attention, dh);
     ops::add(step.compute, dh, dx);
+    layer_done(l);
   }
   if (trunk_trainable_)
     ops::embedding_backward(step.compute, batch.tokens.reshaped({dx.dim(0)}), dx,
@@ -153,24 +183,35 @@ void Transformer::reduce_sums(Step& step, const Saved& saved) const {
   parallel_.world().all_reduce_sum(step.compute, saved.sums);
 }
 
+void Transformer::leave_report(Step& step, const Saved& saved, ConstTensorView losses,
+                               Readback& readback) const {
+  const TensorView loss_sum = step.arena.tensor(DType::f64, {1});
+  ops::sum(step.compute, losses, loss_sum);
+  if (readback.loss_sum.empty()) readback.loss_sum = Tensor::pinned(DType::f64, {1});
+  if (readback.sums.empty() || readback.sums.shape() != saved.sums.shape)
+    readback.sums = Tensor::pinned(DType::f64, saved.sums.shape);
+  copy(step.compute, loss_sum, readback.loss_sum.view());
+  copy(step.compute, saved.sums, readback.sums.view());
+}
+
 LossReport Transformer::report(Step& step, const Batch& batch, const ops::BalanceOptions& balance,
-                               const Saved& saved, ConstTensorView losses) const {
+                               const Readback& readback) const {
+  step.compute.synchronize();
   LossReport report;
-  double totals[2] = {0.0, 0.0};  // loss, dropped picks
-  for (std::int64_t i = 0; i < losses.numel(); ++i)
-    totals[0] +=
-        losses.dtype == DType::f64 ? losses.as<double>()[i] : static_cast<double>(losses.as<float>()[i]);
-  for (const BlockSaved& s : saved.blocks) totals[1] += static_cast<double>(s.moe.plan.num_dropped);
+  report.loss_sum = *readback.loss_sum.view().as<double>();
   {
     const PhaseScope phase(step.clock, Phase::all_reduce);
-    parallel_.world().all_reduce_sum(step.compute, {totals, DType::f64, Device::cpu, {2}});
+    parallel_.world().all_reduce_sum(step.compute, {&report.loss_sum, DType::f64, Device::cpu, {1}});
   }
-  report.loss_sum = totals[0];
-  report.dropped_picks = static_cast<std::int64_t>(totals[1]);
+  const std::int64_t capacity = expert_capacity(config_.capacity_factor, config_.num_experts_per_tok,
+                                                batch.global_tokens, num_experts_);
   for (std::int64_t m = 0; m < config_.num_moe_layers(); ++m) {
-    const ConstTensorView sums = sums_of(saved, m);
-    for (std::int64_t e = 0; e < num_experts_; ++e)
+    const TensorView sums =
+        readback.sums.view().rows(m, m + 1).reshaped({2 * num_experts_ + 2});
+    for (std::int64_t e = 0; e < num_experts_; ++e) {
       report.picks.push_back(static_cast<std::int64_t>(sums.as<double>()[e]));
+      if (capacity > 0) report.dropped_picks += std::max<std::int64_t>(report.picks.back() - capacity, 0);
+    }
     const bool learned = config_.routing != Routing::fixed;
     report.layers.push_back(learned ? ops::balance_losses(sums, num_experts_, config_.num_experts_per_tok,
                                                           batch.global_tokens, balance)
@@ -180,17 +221,24 @@ LossReport Transformer::report(Step& step, const Batch& batch, const ops::Balanc
   return report;
 }
 
-LossReport Transformer::forward_backward(Step& step, const Batch& batch,
-                                         const ops::BalanceOptions& balance) const {
+void Transformer::forward_backward(Step& step, const Batch& batch, const ops::BalanceOptions& balance,
+                                   Readback& readback, GradientEvents* done) const {
   const ArenaScope scope(step.arena);
   Saved saved;
   forward(step, batch, saved);
   const TensorView losses = step.arena.tensor(step.params.accumulator_dtype(), head_.losses_shape(batch));
   const TensorView dx = step.arena.tensor(config_.dtype, saved.hidden.shape);
-  head_.forward_backward(step, batch, saved.hidden, losses, dx);
+  head_.forward_backward(step, saved.batch, saved.hidden, losses, dx);
   reduce_sums(step, saved);
-  backward(step, batch, balance, saved, dx);
-  return report(step, batch, balance, saved, losses);
+  leave_report(step, saved, losses, readback);
+  backward(step, balance, saved, dx, done);
+}
+
+LossReport Transformer::forward_backward(Step& step, const Batch& batch,
+                                         const ops::BalanceOptions& balance) const {
+  Readback readback;
+  forward_backward(step, batch, balance, readback, nullptr);
+  return report(step, batch, balance, readback);
 }
 
 LossReport Transformer::evaluate(Step& step, const Batch& batch, const ops::BalanceOptions& balance,
@@ -198,10 +246,12 @@ LossReport Transformer::evaluate(Step& step, const Batch& batch, const ops::Bala
   const ArenaScope scope(step.arena);
   Saved saved;
   forward(step, batch, saved);
-  head_.forward(step, batch, saved.hidden, losses);
-  if (logits != nullptr) head_.logits(step, batch, saved.hidden, *logits);
+  head_.forward(step, saved.batch, saved.hidden, losses);
+  if (logits != nullptr) head_.logits(step, saved.batch, saved.hidden, *logits);
   reduce_sums(step, saved);
-  return report(step, batch, balance, saved, losses);
+  Readback readback;
+  leave_report(step, saved, losses, readback);
+  return report(step, batch, balance, readback);
 }
 
 }  // namespace moecollab::nn

@@ -70,10 +70,10 @@ class Golden : public testing::TestWithParam<std::tuple<const char*, DType>> {
   train::TrainConfig train_ = golden_.train_config();
   ParamStore params_ = nn::make_params(config_, slots_, 0, true);
   nn::Parallel parallel_ = nn::Parallel::single();
-  Stream compute_, transfer_;
+  Stream compute_, transfer_, exchange_;
   Arena arena_{std::int64_t{1} << 20, true};  // poisoned: what is read before it was written shows
   PhaseClock clock_;
-  Step step_{compute_, transfer_, arena_, params_, clock_, 0};
+  Step step_{compute_, transfer_, exchange_, arena_, params_, clock_, 0};
 };
 
 TEST_P(Golden, ConfigIsOneTheProgramAccepts) {

@@ -83,9 +83,9 @@ class TinyModel {
   ParamStore params;
   std::vector<OwnedBatch> batches;
   Arena arena;
-  Stream compute, transfer;
+  Stream compute, transfer, exchange;
   PhaseClock clock;
-  Step step{compute, transfer, arena, params, clock, 0};
+  Step step{compute, transfer, exchange, arena, params, clock, 0};
 
  private:
   const nn::Parallel& parallel_;

@@ -37,6 +37,9 @@ void use_cuda_device(int index);
 void copy(Stream& stream, ConstTensorView from, TensorView to);
 void fill_zero(Stream& stream, TensorView to);
 
+// A host view of `from`, valid until the next call: itself when it lies on the host. Waits for the stream.
+ConstTensorView read_back(Stream& stream, ConstTensorView from);
+
 // A host view of `from`: itself when it lies on the host, else a copy in `storage`. Waits. For files, tests and
 // reports, not for the step.
 ConstTensorView on_host(ConstTensorView from, Tensor& storage);

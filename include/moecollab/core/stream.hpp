@@ -40,6 +40,8 @@ class Stream {  // move-only
   // Copies host bytes to memory that the host may reuse at once and the device reads later: what `copy` uses
   // to send host memory without waiting.
   const void* stage(const void* host, std::int64_t bytes);
+  // Host memory (pinned) for one result of the device: valid until the next call. `read_back` uses it.
+  void* host_scratch(std::int64_t bytes);
   // Bytes that this stream holds on the device and, pinned, on the host.
   std::int64_t scratch_bytes() const;
 

@@ -31,8 +31,8 @@ class Attention {
                Saved& saved) const;
   void backward(Step& step, const Batch& batch, ConstTensorView positions, ConstTensorView dy,
                 ConstTensorView x, const Saved& saved, TensorView dx) const;
-  // One new token per sequence: x, y [B,D]; positions [B] i32 is where it goes in the cache. Extends the
-  // cache.
+  // One new token per sequence: x, y [B,D]; positions [B] i32, on the host, is where it goes in the cache.
+  // Extends the cache.
   void decode(Step& step, ConstTensorView positions, ConstTensorView x, const KvCache& cache,
               TensorView y) const;
 

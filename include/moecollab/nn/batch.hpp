@@ -16,6 +16,7 @@ struct Batch {
   // Over all ranks, of this micro-batch:
   std::int64_t global_targets = 0;  // targets that are not -1
   std::int64_t global_tokens = 0;   // valid tokens; 0 in generation, where capacity drops no pick
+  std::int64_t max_rank_tokens = 0;  // the most tokens that a rank has, padding included
   std::int64_t global_targets_of_step =
       0;  // summed over the micro-batches of the step: what the loss is divided by
   std::int64_t micro_batches = 1;

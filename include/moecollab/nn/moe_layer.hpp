@@ -20,9 +20,8 @@ class MoeLayer {
   struct Saved {
     Router::Saved routing;
     DispatchPlan plan;
-    TensorView expert_in;  // [R,D] in expert order; empty() when the layer worked in chunks and backward
-                           // fetches rows again
-    Experts::Saved experts;
+    TensorView expert_in;  // [R,D] in expert order; empty() unless plan.kept: backward fetches rows again
+    std::vector<Experts::Saved> experts;  // by chunk
     TensorView returned;  // [num_sent,D] expert outputs in travel order: gate weights never travel
     FeedForward::Saved shared;
   };

@@ -22,6 +22,18 @@ struct LossReport {
   std::int64_t dropped_picks = 0;
 };
 
+// What a micro-batch leaves on the host in stream order, for `report`. Reused from step to step.
+struct Readback {
+  Tensor loss_sum;  // [1] f64, of this rank
+  Tensor sums;      // [MoE layers, 2E+2] f64, over all ranks
+};
+
+// When the gradients of each layer are complete: trunk, gate and experts of layer l. What belongs to no layer
+// is complete when backward is.
+struct GradientEvents {
+  std::vector<Event> layers;
+};
+
 class Transformer {
  public:
   struct BlockSaved {
@@ -33,6 +45,7 @@ class Transformer {
   };
   struct Saved {
     TokenFacts facts;
+    Batch batch;  // where the model is
     std::vector<BlockSaved> blocks;
     TensorView x, hidden, rstd;  // after the last block; final normalised hidden states [T,D]; [T]
     TensorView sums;  // [MoE layers, 2E+2] f64 routing statistics, of this rank until they are reduced
@@ -46,12 +59,17 @@ class Transformer {
   Transformer(const Transformer&) = delete;
   Transformer& operator=(const Transformer&) = delete;
 
-  // The bare forward pass; `saved` shows what every layer computed (memory from the arena).
+  // Batches come from the host, whatever the device. The bare forward pass; `saved` shows what every layer computed (memory from the arena).
   void forward(Step& step, const Batch& batch, Saved& saved) const;
 
   // One micro-batch: parameter gradients accumulate. Every rank of the job calls it, with its own part of the
   // batch (possibly none).
   LossReport forward_backward(Step& step, const Batch& batch, const ops::BalanceOptions& balance) const;
+  // The same in two parts: work that is queued, and the report, which waits for it.
+  void forward_backward(Step& step, const Batch& batch, const ops::BalanceOptions& balance,
+                        Readback& readback, GradientEvents* done) const;
+  LossReport report(Step& step, const Batch& batch, const ops::BalanceOptions& balance,
+                    const Readback& readback) const;
   // Forward only. losses: [T] (lm) or [B] (classifier) of this rank, accumulator type. `logits` (if not
   // null): [T,V] or [B,C].
   LossReport evaluate(Step& step, const Batch& batch, const ops::BalanceOptions& balance, TensorView losses,
@@ -61,7 +79,7 @@ class Transformer {
   // neighbours. Every rank calls prefill and decode, also without a sequence. Caches for `batch` sequences of
   // up to `max_len` positions; memory from the arena.
   std::vector<KvCache> make_caches(Arena& arena, std::int64_t batch, std::int64_t max_len) const;
-  // Reads a whole prompt [B,S] and fills the caches; logits [B,V] after each sequence's last valid token.
+  // Tokens and positions are on the host. Reads a whole prompt [B,S] and fills the caches; logits [B,V] after each sequence's last valid token.
   void prefill(Step& step, const Batch& batch, const std::vector<KvCache>& caches, TensorView logits) const;
   // One more token per sequence: tokens [B] i32 at positions [B] i32; logits [B,V].
   void decode(Step& step, ConstTensorView tokens, ConstTensorView positions,
@@ -79,11 +97,11 @@ class Transformer {
     std::optional<FeedForward> dense;
   };
 
-  void backward(Step& step, const Batch& batch, const ops::BalanceOptions& balance, const Saved& saved,
-                TensorView dx) const;
+  void backward(Step& step, const ops::BalanceOptions& balance, const Saved& saved, TensorView dx,
+                GradientEvents* done) const;
   void reduce_sums(Step& step, const Saved& saved) const;
-  LossReport report(Step& step, const Batch& batch, const ops::BalanceOptions& balance, const Saved& saved,
-                    ConstTensorView losses) const;
+  void leave_report(Step& step, const Saved& saved, ConstTensorView losses, Readback& readback) const;
+  Batch on_device(Step& step, const Batch& batch) const;
   TokenFacts token_facts(Step& step, const Batch& batch) const;
   TensorView sums_of(const Saved& saved, std::int64_t moe_index) const;
 

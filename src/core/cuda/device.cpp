@@ -109,6 +109,8 @@ struct Stream::Impl {
   cudaStream_t stream = nullptr;
   void* scratch = nullptr;
   std::int64_t scratch_bytes = 0;
+  void* host = nullptr;
+  std::int64_t host_bytes = 0;
   char* ring = nullptr;
   std::int64_t ring_used = 0;
   std::vector<void*> large;  // pieces that the ring cannot hold, kept until the next wait
@@ -120,6 +122,7 @@ struct Stream::Impl {
     states.clear();
     if (scratch != nullptr) cudaFree(scratch);
     if (ring != nullptr) cudaFreeHost(ring);
+    if (host != nullptr) cudaFreeHost(host);
     for (void* p : large) cudaFreeHost(p);
     cudaStreamDestroy(stream);
   }
@@ -197,8 +200,20 @@ const void* Stream::stage(const void* host, std::int64_t bytes) {
   return piece;
 }
 
+void* Stream::host_scratch(std::int64_t bytes) {
+  if (bytes > impl_->host_bytes) {
+    impl_->synchronize();
+    if (impl_->host != nullptr) cudaFreeHost(impl_->host);
+    impl_->host = nullptr;
+    impl_->host_bytes = 0;
+    check_cuda(cudaMallocHost(&impl_->host, static_cast<std::size_t>(bytes)), "cudaMallocHost");
+    impl_->host_bytes = bytes;
+  }
+  return impl_->host;
+}
+
 std::int64_t Stream::scratch_bytes() const {
-  return impl_ ? impl_->scratch_bytes + (impl_->ring != nullptr ? Impl::kRingBytes : 0) : 0;
+  return impl_ ? impl_->scratch_bytes + impl_->host_bytes + (impl_->ring != nullptr ? Impl::kRingBytes : 0) : 0;
 }
 
 std::shared_ptr<void>& Stream::state_slot(const void* key) { return impl_->states[key]; }

@@ -42,6 +42,7 @@ void Stream::synchronize() {}
 void* Stream::native() const { return nullptr; }
 void* Stream::scratch(std::int64_t) { refuse(); }
 const void* Stream::stage(const void*, std::int64_t) { refuse(); }
+void* Stream::host_scratch(std::int64_t) { refuse(); }
 std::int64_t Stream::scratch_bytes() const { return 0; }
 std::shared_ptr<void>& Stream::state_slot(const void*) { refuse(); }
 
