@@ -25,7 +25,7 @@ struct Routed {
                              weights.view(), probs.view(), lse.view());
   }
   void sort(Stream& stream) {
-    ops::sort_picks(stream, picks.view(), key, order.view(), position.view(), counts.view());
+    ops::sort_picks(stream, picks.view(), key, 0, {}, order.view(), position.view(), counts.view());
   }
 };
 

@@ -1,6 +1,9 @@
 #include "moecollab/ops/route_fixed.hpp"
 
-#include "check.hpp"
+#include <algorithm>
+
+#include "ops/check.hpp"
+#include "ops/cuda/route_fixed.hpp"
 
 namespace moecollab::ops {
 
@@ -24,36 +27,33 @@ void pick_by_domain(const std::int32_t* domains, const std::int32_t* table, std:
 
 }  // namespace
 
-void route_fixed(Stream&, ConstTensorView domains, std::span<const std::int32_t> table, TensorView picks,
-                 TensorView weights) {
+void route_fixed(Stream& stream, ConstTensorView domains, std::span<const std::int32_t> table,
+                 TensorView picks, TensorView weights) {
   constexpr const char* kOp = "route_fixed";
+  check_device(stream, kOp, {domains, picks, weights});
   check_that(picks.shape.rank() == 2 && picks.dim(1) > 0, kOp, "picks is [T,K] with K > 0");
   const std::int64_t tokens = picks.dim(0), top_k = picks.dim(1);
   check_shape(domains, {tokens}, kOp, "domains");
   check_shape(weights, picks.shape, kOp, "weights");
   const auto num_domains = static_cast<std::int64_t>(table.size()) / top_k;
-  for (std::int64_t t = 0; t < tokens; ++t)
-    check_that(domains.as<std::int32_t>()[t] < num_domains, kOp, "a domain is outside the table");
-  if (weights.dtype == DType::f64)
-    pick_by_domain(domains.as<std::int32_t>(), table.data(), tokens, top_k, picks.as<std::int32_t>(),
-                   weights.as<double>());
-  else
-    pick_by_domain(domains.as<std::int32_t>(), table.data(), tokens, top_k, picks.as<std::int32_t>(),
-                   weights.as<float>());
-}
-
-void drop_picks(Stream&, ConstTensorView order, ConstTensorView counts, std::span<const std::int64_t> kept,
-                TensorView picks) {
-  constexpr const char* kOp = "drop_picks";
-  check_shape(order, {picks.numel()}, kOp, "order");
-  check_shape(counts, {static_cast<std::int64_t>(kept.size())}, kOp, "counts");
-  const auto* sorted = order.as<std::int32_t>();
-  std::int64_t begin = 0;
-  for (std::size_t key = 0; key < kept.size(); ++key) {
-    const std::int64_t count = counts.as<std::int64_t>()[key];
-    for (std::int64_t i = kept[key]; i < count; ++i) picks.as<std::int32_t>()[sorted[begin + i]] = -1;
-    begin += count;
-  }
+  const auto* domain_of_token = domains.as<std::int32_t>();
+  on_device(
+      stream,
+      [&] {
+        check_that(std::all_of(domain_of_token, domain_of_token + tokens,
+                               [&](std::int32_t domain) { return domain < num_domains; }),
+                   kOp, "a domain is outside the table");
+        if (weights.dtype == DType::f64)
+          pick_by_domain(domain_of_token, table.data(), tokens, top_k, picks.as<std::int32_t>(),
+                         weights.as<double>());
+        else
+          pick_by_domain(domain_of_token, table.data(), tokens, top_k, picks.as<std::int32_t>(),
+                         weights.as<float>());
+      },
+      [&] {
+        cuda::route_fixed(stream, domain_of_token, table, tokens, top_k, picks.as<std::int32_t>(),
+                          weights.as<float>());
+      });
 }
 
 }  // namespace moecollab::ops

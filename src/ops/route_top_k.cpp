@@ -3,6 +3,7 @@
 #include "moecollab/numerics/routing.hpp"
 #include "ops/check.hpp"
 #include "ops/cpu/moe_kernels.hpp"
+#include "ops/cuda/route_top_k.hpp"
 
 namespace moecollab::ops {
 
@@ -39,13 +40,20 @@ cpu::RoutingExtents extents_of(ConstTensorView picks, ConstTensorView probs, con
   return extents;
 }
 
+void check_cuda_extents(const cpu::RoutingExtents& extents, const char* op) {
+  check_that(extents.experts <= cuda::kMaxExperts && extents.picks <= cuda::kMaxPicks, op,
+             "on CUDA there are at most " + std::to_string(cuda::kMaxExperts) + " experts and " +
+                 std::to_string(cuda::kMaxPicks) + " picks, not " + std::to_string(extents.experts) +
+                 " and " + std::to_string(extents.picks));
+}
+
 }  // namespace
 
 void route_top_k_forward(Stream& stream, ConstTensorView logits, ConstTensorView selection_bias,
                          ConstTensorView valid, const RouterOptions& options, TensorView picks,
                          TensorView weights, TensorView probs, TensorView lse) {
   const char* op = "route_top_k_forward";
-  check_cpu(stream, op);
+  check_device(stream, op, {logits, selection_bias, valid, picks, weights, probs, lse});
   const cpu::RoutingExtents extents = extents_of(picks, logits, op);
   check_that(options.top_k == extents.picks, op,
              "options.top_k is " + std::to_string(options.top_k) +
@@ -55,25 +63,45 @@ void route_top_k_forward(Stream& stream, ConstTensorView logits, ConstTensorView
   check_shape(lse, {extents.tokens}, op, "lse");
   if (!selection_bias.empty()) check_shape(selection_bias, {extents.experts}, op, "selection_bias");
   const std::uint8_t* valid_tokens = valid_or_null(valid, extents.tokens, op);
-  with_router_type(logits.dtype, op, [&]<class T>(T*) {
-    cpu::route_top_k_forward<T>(logits.as<T>(), selection_bias.empty() ? nullptr : selection_bias.as<T>(),
-                                valid_tokens, extents, options, picks.as<std::int32_t>(), weights.as<T>(),
-                                probs.as<T>(), lse.as<T>());
-  });
+  on_device(
+      stream,
+      [&] {
+        with_router_type(logits.dtype, op, [&]<class T>(T*) {
+          cpu::route_top_k_forward<T>(
+              logits.as<T>(), selection_bias.empty() ? nullptr : selection_bias.as<T>(), valid_tokens,
+              extents, options, picks.as<std::int32_t>(), weights.as<T>(), probs.as<T>(), lse.as<T>());
+        });
+      },
+      [&] {
+        check_cuda_extents(extents, op);
+        cuda::route_top_k_forward(stream, logits.as<float>(),
+                                  selection_bias.empty() ? nullptr : selection_bias.as<float>(), valid_tokens,
+                                  extents, options, picks.as<std::int32_t>(), weights.as<float>(),
+                                  probs.as<float>(), lse.as<float>());
+      });
 }
 
 void routing_sums(Stream& stream, ConstTensorView picks, ConstTensorView probs, ConstTensorView lse,
                   ConstTensorView valid, TensorView sums) {
   const char* op = "routing_sums";
-  check_cpu(stream, op);
+  check_device(stream, op, {picks, probs, lse, valid, sums});
   const cpu::RoutingExtents extents = extents_of(picks, probs, op);
   check_shape(lse, {extents.tokens}, op, "lse");
   check_shape(sums, {2 * extents.experts + 2}, op, "sums");
   const std::uint8_t* valid_tokens = valid_or_null(valid, extents.tokens, op);
-  with_router_type(probs.dtype, op, [&]<class T>(T*) {
-    cpu::routing_sums<T>(picks.as<std::int32_t>(), probs.as<T>(), lse.as<T>(), valid_tokens, extents,
-                         sums.as<double>());
-  });
+  on_device(
+      stream,
+      [&] {
+        with_router_type(probs.dtype, op, [&]<class T>(T*) {
+          cpu::routing_sums<T>(picks.as<std::int32_t>(), probs.as<T>(), lse.as<T>(), valid_tokens, extents,
+                               sums.as<double>());
+        });
+      },
+      [&] {
+        check_cuda_extents(extents, op);
+        cuda::routing_sums(stream, picks.as<std::int32_t>(), probs.as<float>(), lse.as<float>(), valid_tokens,
+                           extents, sums.as<double>());
+      });
 }
 
 // With f_i = c_i / (K N) and P_i = Pbar_i = (1/N) sum_t p_ti:
@@ -114,7 +142,7 @@ void route_top_k_backward(Stream& stream, ConstTensorView d_weights, ConstTensor
                           double balance_scale, const RouterOptions& options, const BalanceOptions& balance,
                           TensorView d_logits) {
   const char* op = "route_top_k_backward";
-  check_cpu(stream, op);
+  check_device(stream, op, {d_weights, logits, picks, probs, lse, valid, sums, d_logits});
   const cpu::RoutingExtents extents = extents_of(picks, logits, op);
   check_shape(d_weights, picks.shape, op, "d_weights");
   check_shape(probs, logits.shape, op, "probs");
@@ -125,11 +153,22 @@ void route_top_k_backward(Stream& stream, ConstTensorView d_weights, ConstTensor
       num_tokens >= 1, op,
       "the global micro-batch has " + std::to_string(num_tokens) + " valid tokens; it needs at least one");
   const std::uint8_t* valid_tokens = valid_or_null(valid, extents.tokens, op);
-  with_router_type(logits.dtype, op, [&]<class T>(T*) {
-    cpu::route_top_k_backward<T>(d_weights.as<T>(), logits.as<T>(), picks.as<std::int32_t>(), probs.as<T>(),
-                                 lse.as<T>(), valid_tokens, sums.as<double>(), extents, num_tokens,
-                                 balance_scale, options, balance, d_logits.as<T>());
-  });
+  on_device(
+      stream,
+      [&] {
+        with_router_type(logits.dtype, op, [&]<class T>(T*) {
+          cpu::route_top_k_backward<T>(d_weights.as<T>(), logits.as<T>(), picks.as<std::int32_t>(),
+                                       probs.as<T>(), lse.as<T>(), valid_tokens, sums.as<double>(), extents,
+                                       num_tokens, balance_scale, options, balance, d_logits.as<T>());
+        });
+      },
+      [&] {
+        check_cuda_extents(extents, op);
+        cuda::route_top_k_backward(stream, d_weights.as<float>(), logits.as<float>(),
+                                   picks.as<std::int32_t>(), probs.as<float>(), lse.as<float>(), valid_tokens,
+                                   sums.as<double>(), extents, num_tokens, balance_scale, options, balance,
+                                   d_logits.as<float>());
+      });
 }
 
 }  // namespace moecollab::ops

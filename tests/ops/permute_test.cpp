@@ -4,8 +4,10 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <numeric>
+#include <string>
 #include <vector>
 
 #include "moecollab/core/error.hpp"
@@ -23,12 +25,21 @@ struct Sorted {
   Tensor order, position, counts;
 };
 
-Sorted sort(ConstTensorView picks, const std::vector<std::int32_t>& keys) {
+Sorted sort(ConstTensorView picks, const std::vector<std::int32_t>& keys, std::int64_t rows_per_key = 0,
+            const std::vector<std::int64_t>& kept = {}) {
   Stream stream;
-  Sorted out{Tensor(DType::i32, {picks.numel()}), Tensor(DType::i32, picks.shape),
-             Tensor(DType::i64, {static_cast<std::int64_t>(keys.size())})};
+  const auto num_keys = static_cast<std::int64_t>(keys.size());
+  Sorted out{Tensor(DType::i32, {rows_per_key > 0 ? num_keys * rows_per_key : picks.numel()}),
+             Tensor(DType::i32, picks.shape), Tensor(DType::i64, {num_keys})};
   std::fill_n(out.counts.view().as<std::int64_t>(), keys.size(), 99);  // must be overwritten
-  ops::sort_picks(stream, picks, keys, out.order.view(), out.position.view(), out.counts.view());
+  std::fill_n(out.order.view().as<std::int32_t>(), out.order.shape().numel(), 99);
+  Tensor limits;
+  if (!kept.empty()) {
+    limits = Tensor(DType::i64, {num_keys});
+    std::copy(kept.begin(), kept.end(), limits.view().as<std::int64_t>());
+  }
+  ops::sort_picks(stream, picks, keys, rows_per_key, limits.view(), out.order.view(), out.position.view(),
+                  out.counts.view());
   return out;
 }
 
@@ -55,36 +66,50 @@ std::vector<std::int32_t> rotated_keys(std::int32_t experts) {
   return keys;  // a permutation where 3 does not divide `experts`
 }
 
+template <class T>
+std::vector<T> values(const Tensor& tensor) {
+  const auto* data = tensor.view().as<T>();
+  return {data, data + tensor.shape().numel()};
+}
+
+// Packed and with room for 600 rows per key, all picks and at most `kept` of each key.
 TEST(SortPicks, IsTheStableSortByKey) {
-  for (const std::int64_t tokens : {0, 1, 17, 2048, 5000}) {
-    const std::int32_t experts = 7;
-    const Tensor picks = random_picks(tokens, 3, experts, 5, 4);
-    const auto keys = rotated_keys(experts);
-    const Sorted sorted = sort(picks.view(), keys);
+  for (const std::int64_t tokens : {0, 1, 17, 800, 2048, 5000})
+    for (const std::int64_t rows_per_key : {0, 600})
+      for (const std::int64_t most : {-1, 0, 100}) {
+        const std::int32_t experts = 7;
+        const Tensor picks = random_picks(tokens, 3, experts, 5, 4);
+        const auto keys = rotated_keys(experts);
+        std::vector<std::int64_t> kept;
+        for (std::int64_t k = 0; most >= 0 && k < experts; ++k) kept.push_back(most * k);
+        const Sorted sorted = sort(picks.view(), keys, rows_per_key, kept);
 
-    const auto* p = picks.view().as<std::int32_t>();
-    std::vector<std::int32_t> want;
-    for (std::int32_t i = 0; i < tokens * 3; ++i)
-      if (p[i] >= 0) want.push_back(i);
-    const auto key = [&](std::int32_t pick) { return keys[static_cast<std::size_t>(p[pick])]; };
-    std::stable_sort(want.begin(), want.end(), [&](auto a, auto b) { return key(a) < key(b); });
-    const std::size_t kept = want.size();
-    want.resize(static_cast<std::size_t>(tokens * 3), -1);
-
-    const auto* order = sorted.order.view().as<std::int32_t>();
-    EXPECT_EQ(std::vector<std::int32_t>(order, order + tokens * 3), want) << tokens << " tokens";
-    std::vector<std::int32_t> position(static_cast<std::size_t>(tokens * 3), -1);
-    std::vector<std::int64_t> counts(7, 0);
-    for (std::size_t i = 0; i < kept; ++i) {
-      position[static_cast<std::size_t>(want[i])] = static_cast<std::int32_t>(i);
-      ++counts[static_cast<std::size_t>(key(want[i]))];
-    }
-    const auto* have = sorted.position.view().as<std::int32_t>();
-    EXPECT_EQ(std::vector<std::int32_t>(have, have + tokens * 3), position);
-    const auto* have_counts = sorted.counts.view().as<std::int64_t>();
-    EXPECT_EQ(std::vector<std::int64_t>(have_counts, have_counts + 7), counts);
-    EXPECT_EQ(have_counts[keys[4]], 0);
-  }
+        const auto* p = picks.view().as<std::int32_t>();
+        std::vector<std::vector<std::int32_t>> of_key(7);
+        for (std::int32_t i = 0; i < tokens * 3; ++i)
+          if (p[i] >= 0) of_key[static_cast<std::size_t>(keys[static_cast<std::size_t>(p[i])])].push_back(i);
+        std::vector<std::int32_t> order, position(static_cast<std::size_t>(tokens * 3), -1);
+        std::vector<std::int64_t> counts;
+        for (std::size_t k = 0; k < 7; ++k) {
+          counts.push_back(static_cast<std::int64_t>(of_key[k].size()));
+          if (!kept.empty()) of_key[k].resize(std::min(of_key[k].size(), static_cast<std::size_t>(kept[k])));
+          if (rows_per_key > 0) {
+            order.resize(k * 600, -1);
+            of_key[k].resize(std::min<std::size_t>(of_key[k].size(), 600));
+          }
+          for (const std::int32_t pick : of_key[k]) {
+            position[static_cast<std::size_t>(pick)] = static_cast<std::int32_t>(order.size());
+            order.push_back(pick);
+          }
+        }
+        order.resize(static_cast<std::size_t>(rows_per_key > 0 ? experts * rows_per_key : tokens * 3), -1);
+        const std::string name = std::to_string(tokens) + " tokens, rows_per_key " +
+                                 std::to_string(rows_per_key) + ", kept " + std::to_string(most);
+        EXPECT_EQ(values<std::int32_t>(sorted.order), order) << name;
+        EXPECT_EQ(values<std::int32_t>(sorted.position), position) << name;
+        EXPECT_EQ(values<std::int64_t>(sorted.counts), counts) << name;
+        EXPECT_EQ(counts[static_cast<std::size_t>(keys[4])], 0);
+      }
 }
 
 TEST(SortPicks, RefusesKeysThatAreNoPermutation) {
@@ -94,19 +119,88 @@ TEST(SortPicks, RefusesKeysThatAreNoPermutation) {
   EXPECT_THROW(sort(picks.view(), {0, 1, -1}), ShapeError);
 }
 
+TEST(ApplyCapacity, KeepsTheFirstPicksInRankOrder) {
+  Stream stream;
+  Tensor counts(DType::i64, {3, 4});
+  const std::vector<std::int64_t> before = {5, 0, 9, 2, 1, 4, 0, 2, 3, 4, 1, 2};
+  std::copy(before.begin(), before.end(), counts.view().as<std::int64_t>());
+  ops::apply_capacity(stream, 6, counts.view());
+  EXPECT_EQ(values<std::int64_t>(counts), (std::vector<std::int64_t>{5, 0, 6, 2, 1, 4, 0, 2, 0, 2, 0, 2}));
+  EXPECT_THROW(ops::apply_capacity(stream, -1, counts.view()), ShapeError);
+}
+
+// A row as (key, source, number at the source). Which of them a rank received, in which place (-1: a gap).
+using Row = std::array<std::int64_t, 3>;
+
+// All chunkings of the expert order of a rank that holds the keys [1, 4) of 5, and the layout with gaps.
+TEST(ReceivedOrders, TurnSourceOrderIntoExpertOrder) {
+  Stream stream;
+  const std::int64_t ranks = 3, first = 1, end = 4, keys = end - first;
+  Tensor counts(DType::i64, {ranks, 5});
+  auto* c = counts.view().as<std::int64_t>();
+  for (std::int64_t i = 0; i < ranks * 5; ++i) c[i] = random_below(3, 1, static_cast<std::uint64_t>(i), 4);
+  std::vector<Row> in_expert_order;
+  for (std::int64_t key = first; key < end; ++key)
+    for (std::int64_t s = 0; s < ranks; ++s)
+      for (std::int64_t j = 0; j < c[s * 5 + key]; ++j) in_expert_order.push_back({key, s, j});
+  const auto total = static_cast<std::int64_t>(in_expert_order.size());
+  ASSERT_GT(total, 5);
+
+  const auto check = [&](const ops::ReceivedRows& rows, const std::vector<Row>& received,
+                         const std::vector<Row>& wanted) {
+    Tensor expert_order(DType::i32, {static_cast<std::int64_t>(wanted.size())});
+    Tensor receive_order(DType::i32, {static_cast<std::int64_t>(received.size())});
+    ops::received_orders(stream, counts.view(), rows, expert_order.view(), receive_order.view());
+    const auto from = values<std::int32_t>(expert_order), to = values<std::int32_t>(receive_order);
+    for (std::size_t i = 0; i < wanted.size(); ++i) {
+      ASSERT_EQ(from[i] < 0, wanted[i][0] < 0) << "row " << i;
+      if (from[i] < 0) continue;
+      EXPECT_EQ(received.at(static_cast<std::size_t>(from[i])), wanted[i]) << "row " << i;
+      EXPECT_EQ(to.at(static_cast<std::size_t>(from[i])), static_cast<std::int32_t>(i));
+    }
+    EXPECT_EQ(std::count(to.begin(), to.end(), -1), std::count(received.begin(), received.end(), Row{-1}));
+  };
+
+  for (std::int64_t begin = 0; begin <= total; ++begin)
+    for (std::int64_t stop = begin; stop <= total + 2; ++stop) {
+      const std::int64_t size = std::min(stop, total) - begin;
+      std::vector<Row> wanted(in_expert_order.begin() + begin, in_expert_order.begin() + begin + size);
+      std::vector<Row> received = wanted;
+      std::stable_sort(received.begin(), received.end(), [](auto& a, auto& b) { return a[1] < b[1]; });
+      wanted.resize(static_cast<std::size_t>(stop - begin), Row{-1});
+      received.resize(static_cast<std::size_t>(stop - begin), Row{-1});
+      check({first, end, begin, stop, 0, 0}, received, wanted);
+    }
+
+  const std::int64_t per_block = 4, per_expert = 11;
+  std::vector<Row> received(static_cast<std::size_t>(ranks * keys * per_block), Row{-1});
+  std::vector<Row> wanted(static_cast<std::size_t>(keys * per_expert), Row{-1});
+  std::int64_t key_now = -1, place = 0;
+  for (const Row& row : in_expert_order) {
+    const std::int64_t key = row[0] - first;
+    place = row[0] == key_now ? place + 1 : 0;
+    key_now = row[0];
+    received[static_cast<std::size_t>((row[1] * keys + key) * per_block + row[2])] = row;
+    wanted[static_cast<std::size_t>(key * per_expert + place)] = row;
+  }
+  check({first, end, 0, keys * per_expert, per_block, per_expert}, received, wanted);
+}
+
 TEST(GatherRows, PullsTheRowOfTheToken) {
   Stream stream;
   const std::int64_t tokens = 9, num_picks = 2;
-  const Sorted sorted = sort(random_picks(tokens, num_picks, 4, 0).view(), rotated_keys(4));
+  const Sorted sorted = sort(random_picks(tokens, num_picks, 4, 3).view(), rotated_keys(4));
   const auto* order = sorted.order.view().as<std::int32_t>();
+  ASSERT_EQ(order[tokens * num_picks - 1], -1) << "the case must hold a row of zeros";
   for (const DType dtype : {DType::f32, DType::bf16, DType::f64})
     for (const std::int64_t dim : {1, 5, 640}) {
-      const Tensor x = random_tensor(dtype, {tokens, dim}, 3);
-      Tensor y(dtype, {tokens * num_picks, dim});
+      const Tensor x = random_tensor(dtype, {tokens, dim}, 3), zeros(dtype, {1, dim});
+      const Tensor y = unwritten(dtype, {tokens * num_picks, dim});
       ops::gather_rows(stream, x.view(), sorted.order.view(), num_picks, y.view());
       for (std::int64_t i = 0; i < tokens * num_picks; ++i) {
         const std::int64_t t = order[i] / num_picks;
-        EXPECT_TRUE(same_bits(y.view().rows(i, i + 1), x.view().rows(t, t + 1)));
+        EXPECT_TRUE(
+            same_bits(y.view().rows(i, i + 1), order[i] < 0 ? zeros.view() : x.view().rows(t, t + 1)));
       }
     }
   Tensor wrong(DType::bf16, {tokens * num_picks, 5});
@@ -171,6 +265,41 @@ TEST(CombineRows, SumsWeightedRowsAndSkipsDroppedPicks) {
         }
       EXPECT_TRUE(seen_empty) << "the case must hold a token without picks, whose row is exactly zero";
     }
+}
+
+// With gaps between the keys a row has the same bits as without, forwards and backwards, and gaps get zeros.
+TEST(CombineRows, GapsChangeNothing) {
+  Stream stream;
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    const std::int64_t tokens = 60, num_picks = 3, dim = 19, rows_per_key = 50;
+    const Tensor picks = random_picks(tokens, num_picks, 5, 4), x = random_tensor(dtype, {tokens, dim}, 5);
+    const std::vector<std::int64_t> kept = {7, 50, 0, 20, 50};
+    const Tensor weights = random_tensor(DType::f32, {tokens, num_picks}, 12);
+    const Tensor dy = random_tensor(dtype, {tokens, dim}, 13);
+    std::vector<Tensor> first;
+    for (const std::int64_t per_key : {std::int64_t{0}, rows_per_key}) {
+      const Sorted sorted = sort(picks.view(), rotated_keys(5), per_key, kept);
+      const std::int64_t num_rows = sorted.order.shape()[0];
+      const Tensor rows = unwritten(dtype, {num_rows, dim}), d_rows = unwritten(dtype, {num_rows, dim});
+      Tensor y(dtype, {tokens, dim}), dx(dtype, {tokens, dim}), d_weights(DType::f32, weights.shape());
+      ops::gather_rows(stream, x.view(), sorted.order.view(), num_picks, rows.view());
+      ops::combine_rows_forward(stream, rows.view(), sorted.position.view(), weights.view(), y.view());
+      ops::combine_rows_backward(stream, dy.view(), rows.view(), sorted.position.view(), sorted.order.view(),
+                                 weights.view(), d_rows.view(), d_weights.view());
+      ops::dispatch_rows_backward(stream, d_rows.view(), sorted.position.view(), dx.view());
+      const Tensor zeros(dtype, {1, dim});
+      for (std::int64_t i = 0; i < num_rows; ++i)
+        if (sorted.order.view().as<std::int32_t>()[i] < 0) {
+          EXPECT_TRUE(same_bits(rows.view().rows(i, i + 1), zeros.view()));
+          EXPECT_TRUE(same_bits(d_rows.view().rows(i, i + 1), zeros.view()));
+        }
+      std::vector<Tensor> now;
+      for (const TensorView t : {y.view(), d_weights.view(), dx.view()}) now.push_back(copy_of(t));
+      if (first.empty()) first = std::move(now);
+      for (std::size_t i = 0; i < now.size(); ++i)
+        EXPECT_TRUE(same_bits(first[i].view(), now[i].view())) << "result " << i;
+    }
+  }
 }
 
 TEST(CombineRows, GradientsMatchFiniteDifferences) {

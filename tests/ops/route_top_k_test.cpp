@@ -154,6 +154,25 @@ TEST(RouteTopK, BiasSelectsButDoesNotWeigh) {
   }
 }
 
+// Scores that have saturated still choose by their logits.
+TEST(RouteTopK, BiasOfZerosIsNone) {
+  Tensor logits(DType::f32, {1, 4});
+  const std::vector<float> z{30, 50, 40, 60};
+  std::copy(z.begin(), z.end(), logits.view().as<float>());
+  Tensor bias(DType::f32, {4});
+  for (const Scoring scoring : kScorings) {
+    const auto picks = [&] {
+      const Routed routed = route(logits.view(), bias.view(), {}, {3, scoring});
+      const auto* p = routed.picks.view().as<std::int32_t>();
+      return std::vector<std::int32_t>(p, p + 3);
+    };
+    bias.view().as<float>()[0] = 0.0f;
+    EXPECT_EQ(picks(), (std::vector<std::int32_t>{3, 1, 2}));
+    bias.view().as<float>()[0] = 100.0f;
+    EXPECT_EQ(picks()[0], 0);
+  }
+}
+
 // Whatever the logits hold, picks are distinct experts and the same again; a NaN shows in weights and lse.
 TEST(RouteTopK, BrokenLogitsChooseDeterministically) {
   const float nan = std::numeric_limits<float>::quiet_NaN(), inf = std::numeric_limits<float>::infinity();

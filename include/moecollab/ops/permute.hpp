@@ -12,12 +12,12 @@
 namespace moecollab::ops {
 
 // Stable counting sort of the picks by `key_of_expert[expert]` (a permutation of [0,E): where an expert
-// stands in travel order). picks [T,K] i32, -1 = none. counts [E] i64: picks of each key.
-// Of the picks of key k only the first kept[k] stay (kept [E] i64; empty(): all); counts are before that.
-// rows_per_key = 0: packed, order [T*K] i32: order[i] = number of the i-th sorted pick that stays; the rest is
-// -1. rows_per_key > 0: the picks of key k begin at k * rows_per_key, gaps are -1, order [E * rows_per_key]
-// i32; kept[k] <= rows_per_key is the caller's to see to (what does not fit is dropped).
-// position_of_pick [T,K] i32: the inverse of order, -1 for picks that are -1 or did not stay.
+// stands in travel order). picks [T,K] i32, -1 = none. counts [E] i64: picks of each key. kept [E] i64 or
+// empty(): of the picks of key k only the first kept[k] stay; counts are those before that.
+// rows_per_key = 0: packed; order [T*K] i32: order[i] = number of the i-th sorted pick that stays, the rest
+// is -1. rows_per_key > 0: order [E * rows_per_key] i32; the picks of key k begin at k * rows_per_key and
+// gaps are -1; picks that do not fit are dropped, which a kept[k] <= rows_per_key rules out. position_of_pick
+// [T,K] i32: the inverse of order, -1 for picks that are -1 or did not stay.
 void sort_picks(Stream& stream, ConstTensorView picks, std::span<const std::int32_t> key_of_expert,
                 std::int64_t rows_per_key, ConstTensorView kept, TensorView order,
                 TensorView position_of_pick, TensorView counts);
@@ -31,13 +31,15 @@ void apply_capacity(Stream& stream, std::int64_t capacity, TensorView counts);
 struct ReceivedRows {
   std::int64_t first_key = 0, end_key = 0;
   std::int64_t begin = 0, end = 0;
-  // 0: packed, received rows are in (source, key) order without gaps and begin = 0 is the first row of
-  // first_key. Else the rows of (source s, key k) begin at (s * keys + k - first_key) * rows_per_block, those
-  // of key k in expert order at (k - first_key) * rows_per_expert, and gaps are -1 (then the chunk is whole).
+  // 0: packed. Position 0 is the first row of first_key; the rows of the chunk were received in (source, key)
+  // order without gaps. Else the rows of (source s, key k) begin at (s * keys + k - first_key) *
+  // rows_per_block of P * keys * rows_per_block, keys = end_key - first_key, and those of key k in expert
+  // order at (k - first_key) * rows_per_expert; the chunk is all of it, [0, keys * rows_per_expert).
   std::int64_t rows_per_block = 0, rows_per_expert = 0;
 };
-// counts [P,E] i64. expert_order [end - begin] i32: received row of each row in expert order; receive_order
-// i32, as many as rows were received: its inverse. -1: none.
+// counts [P,E] i64: rows that each source sends to each key. expert_order [end - begin] i32: received row of
+// each row in expert order; receive_order i32: its inverse, [end - begin] packed, else [P * keys *
+// rows_per_block]. -1: none (gaps, and what is beyond the counts).
 void received_orders(Stream& stream, ConstTensorView counts, const ReceivedRows& rows,
                      TensorView expert_order, TensorView receive_order);
 

@@ -32,11 +32,11 @@ struct BalanceOptions {
 };
 
 // logits [T,E] (the logit bias is already inside); selection_bias [E] or empty(): added to the scores (for
-// softmax_after_top_k: to the logits) for the selection only; one that is all zeros counts as empty(), so that
-// the selection is by the logits themselves, which other experts cannot change by a rounding; valid [T] u8 or empty(): tokens with 0 get
-// picks -1, weights 0, probs 0 and count nowhere. The K highest win, the lower expert id at a tie; picks are
-// in descending order. Out: picks [T,K] i32; weights [T,K]; probs [T,E]: p of softmax over all E, or s /
-// sum(s) for sigmoid; lse [T].
+// softmax_after_top_k: to the logits) for the selection only. One that is all zeros counts as empty(): then
+// the logits themselves select, which further experts do not change, not even by a rounding. valid [T] u8 or
+// empty(): tokens with 0 get picks -1, weights 0, probs 0 and count nowhere. The K highest win, the lower
+// expert id at a tie; picks are in descending order. Out: picks [T,K] i32; weights [T,K]; probs [T,E]: p of
+// softmax over all E, or s / sum(s) for sigmoid; lse [T].
 void route_top_k_forward(Stream& stream, ConstTensorView logits, ConstTensorView selection_bias,
                          ConstTensorView valid, const RouterOptions& options, TensorView picks,
                          TensorView weights, TensorView probs, TensorView lse);

@@ -8,6 +8,7 @@
 #include "moecollab/core/arena.hpp"
 #include "moecollab/core/bfloat16.hpp"
 #include "moecollab/core/expert_slots.hpp"
+#include "moecollab/ops/permute.hpp"
 #include "moecollab/ops/route_top_k.hpp"
 
 namespace moecollab::ops::cpu {
@@ -42,9 +43,16 @@ void route_top_k_backward(const T* d_weights, const T* logits, const std::int32_
                           const RoutingExtents& extents, std::int64_t num_tokens, double balance_scale,
                           const RouterOptions& options, const BalanceOptions& balance, T* d_logits);
 
+// kept may be null. num_rows: elements of order.
 void sort_picks(const std::int32_t* picks, std::int64_t num_picks,
-                std::span<const std::int32_t> key_of_expert, std::int32_t* order,
+                std::span<const std::int32_t> key_of_expert, std::int64_t rows_per_key,
+                const std::int64_t* kept, std::int64_t num_rows, std::int32_t* order,
                 std::int32_t* position_of_pick, std::int64_t* counts);
+void apply_capacity(std::int64_t capacity, std::int64_t ranks, std::int64_t num_keys, std::int64_t* counts);
+// num_received: elements of receive_order.
+void received_orders(const std::int64_t* counts, std::int64_t ranks, std::int64_t num_keys,
+                     const ReceivedRows& rows, std::int64_t num_received, std::int32_t* expert_order,
+                     std::int32_t* receive_order);
 void gather_rows(const void* x, const std::int32_t* index, std::int64_t divisor, std::int64_t rows,
                  std::int64_t row_bytes, void* y);
 // weights may be null: every weight is 1.

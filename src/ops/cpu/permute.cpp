@@ -2,6 +2,8 @@
 // row's bits depend on its inputs alone.
 #include <algorithm>
 #include <cstring>
+#include <numeric>
+#include <utility>
 #include <vector>
 
 #include "ops/cpu/convert.hpp"
@@ -17,51 +19,121 @@ constexpr std::int64_t kParallelBytes = 1 << 16;  // below this a parallel regio
 
 }  // namespace
 
-// Two passes over fixed blocks of picks: histogram of every block; exclusive sums over (key, block); then
-// each block writes its picks in order. Every position is written by one block, so the result is that of a
-// sequential stable sort.
+// Two passes over fixed blocks of picks: histogram of every block, which becomes the rank of the block's
+// first pick among those of its key; then each block writes its picks in order. Every position is written by
+// one block, so the result is that of a sequential stable sort.
 void sort_picks(const std::int32_t* picks, std::int64_t num_picks,
-                std::span<const std::int32_t> key_of_expert, std::int32_t* order,
+                std::span<const std::int32_t> key_of_expert, std::int64_t rows_per_key,
+                const std::int64_t* kept, std::int64_t num_rows, std::int32_t* order,
                 std::int32_t* position_of_pick, std::int64_t* counts) {
   const auto num_keys = static_cast<std::int64_t>(key_of_expert.size());
   const std::int64_t num_blocks = (num_picks + kPickBlock - 1) / kPickBlock;
-  std::vector<std::int32_t> next(static_cast<std::size_t>(num_blocks * num_keys), 0);
+  std::vector<std::int32_t> rank(static_cast<std::size_t>(num_blocks * num_keys), 0);
 
 #pragma omp parallel for schedule(static) if (num_blocks > 1)
   for (std::int64_t block = 0; block < num_blocks; ++block) {
-    std::int32_t* histogram = next.data() + block * num_keys;
+    std::int32_t* histogram = rank.data() + block * num_keys;
     const std::int64_t end = std::min(num_picks, (block + 1) * kPickBlock);
     for (std::int64_t i = block * kPickBlock; i < end; ++i)
       if (picks[i] >= 0) ++histogram[key_of_expert[static_cast<std::size_t>(picks[i])]];
   }
 
-  std::int32_t position = 0;
+  struct KeyRows {
+    std::int32_t begin = 0, size = 0;
+  };
+  std::vector<KeyRows> rows(static_cast<std::size_t>(num_keys));
+  std::int64_t position = 0;  // end of the rows so far; up to there every row is written
   for (std::int64_t key = 0; key < num_keys; ++key) {
-    const std::int32_t begin = position;
+    std::int32_t count = 0;
     for (std::int64_t block = 0; block < num_blocks; ++block) {
-      std::int32_t& slot = next[static_cast<std::size_t>(block * num_keys + key)];
-      const std::int32_t count = slot;
-      slot = position;
-      position += count;
+      std::int32_t& slot = rank[static_cast<std::size_t>(block * num_keys + key)];
+      count += std::exchange(slot, count);
     }
-    counts[key] = position - begin;
+    counts[key] = count;
+    std::int64_t size = kept == nullptr ? count : std::min<std::int64_t>(count, kept[key]);
+    if (rows_per_key > 0) {
+      size = std::min(size, rows_per_key);
+      std::fill(order + position, order + key * rows_per_key, -1);
+      position = key * rows_per_key;
+    }
+    rows[static_cast<std::size_t>(key)] = {static_cast<std::int32_t>(position),
+                                           static_cast<std::int32_t>(size)};
+    position += size;
   }
+  std::fill(order + position, order + num_rows, -1);
 
 #pragma omp parallel for schedule(static) if (num_blocks > 1)
   for (std::int64_t block = 0; block < num_blocks; ++block) {
-    std::int32_t* slots = next.data() + block * num_keys;
+    std::int32_t* next = rank.data() + block * num_keys;
     const std::int64_t end = std::min(num_picks, (block + 1) * kPickBlock);
     for (std::int64_t i = block * kPickBlock; i < end; ++i) {
-      if (picks[i] < 0) {
-        position_of_pick[i] = -1;
-        continue;
-      }
-      const std::int32_t at = slots[key_of_expert[static_cast<std::size_t>(picks[i])]]++;
-      order[at] = static_cast<std::int32_t>(i);
-      position_of_pick[i] = at;
+      position_of_pick[i] = -1;
+      if (picks[i] < 0) continue;
+      const std::int32_t key = key_of_expert[static_cast<std::size_t>(picks[i])];
+      const KeyRows of_key = rows[static_cast<std::size_t>(key)];
+      const std::int32_t r = next[key]++;
+      if (r >= of_key.size) continue;
+      order[of_key.begin + r] = static_cast<std::int32_t>(i);
+      position_of_pick[i] = of_key.begin + r;
     }
   }
-  std::fill(order + position, order + num_picks, -1);
+}
+
+void apply_capacity(std::int64_t capacity, std::int64_t ranks, std::int64_t num_keys, std::int64_t* counts) {
+  for (std::int64_t key = 0; key < num_keys; ++key) {
+    std::int64_t left = capacity;
+    for (std::int64_t s = 0; s < ranks; ++s) {
+      std::int64_t& count = counts[s * num_keys + key];
+      count = std::min(count, left);
+      left -= count;
+    }
+  }
+}
+
+// One walk over the expert order. Packed, the rows of a source begin where those of the earlier sources end.
+void received_orders(const std::int64_t* counts, std::int64_t ranks, std::int64_t num_keys,
+                     const ReceivedRows& rows, std::int64_t num_received, std::int32_t* expert_order,
+                     std::int32_t* receive_order) {
+  std::fill_n(expert_order, rows.end - rows.begin, -1);
+  std::fill_n(receive_order, num_received, -1);
+  const std::int64_t my_keys = rows.end_key - rows.first_key;
+  if (rows.rows_per_block > 0) {
+    for (std::int64_t key = 0; key < my_keys; ++key) {
+      std::int64_t at = 0;
+      for (std::int64_t s = 0; s < ranks; ++s) {
+        const std::int64_t from = (s * my_keys + key) * rows.rows_per_block;
+        const std::int64_t count = counts[s * num_keys + rows.first_key + key];
+        for (std::int64_t j = 0; j < std::min(count, rows.rows_per_block) && at < rows.rows_per_expert;
+             ++j, ++at) {
+          const std::int64_t to = key * rows.rows_per_expert + at;
+          expert_order[to] = static_cast<std::int32_t>(from + j);
+          receive_order[from + j] = static_cast<std::int32_t>(to);
+        }
+      }
+    }
+    return;
+  }
+  // f(s, rows of (s, key) that stand in the chunk), in expert order
+  const auto for_each_run = [&](auto&& f) {
+    std::int64_t position = 0;
+    for (std::int64_t key = rows.first_key; key < rows.end_key; ++key)
+      for (std::int64_t s = 0; s < ranks; ++s) {
+        const std::int64_t end = position + counts[s * num_keys + key];
+        f(s, std::clamp(end, rows.begin, rows.end) - std::clamp(position, rows.begin, rows.end));
+        position = end;
+      }
+  };
+  std::vector<std::int64_t> next(static_cast<std::size_t>(ranks) + 1, 0);
+  for_each_run([&](std::int64_t s, std::int64_t size) { next[static_cast<std::size_t>(s) + 1] += size; });
+  std::partial_sum(next.begin(), next.end(), next.begin());
+  std::int64_t to = 0;
+  for_each_run([&](std::int64_t s, std::int64_t size) {
+    std::int64_t& from = next[static_cast<std::size_t>(s)];
+    for (std::int64_t j = 0; j < size; ++j, ++to, ++from) {
+      expert_order[to] = static_cast<std::int32_t>(from);
+      receive_order[from] = static_cast<std::int32_t>(to);
+    }
+  });
 }
 
 void gather_rows(const void* x, const std::int32_t* index, std::int64_t divisor, std::int64_t rows,
@@ -70,9 +142,13 @@ void gather_rows(const void* x, const std::int32_t* index, std::int64_t divisor,
   auto* to = static_cast<char*>(y);
   if (row_bytes == 0) return;
 #pragma omp parallel for schedule(static) if (rows * row_bytes > kParallelBytes)
-  for (std::int64_t i = 0; i < rows; ++i)
-    std::memcpy(to + i * row_bytes, from + index[i] / divisor * row_bytes,
-                static_cast<std::size_t>(row_bytes));
+  for (std::int64_t i = 0; i < rows; ++i) {
+    if (index[i] < 0)
+      std::memset(to + i * row_bytes, 0, static_cast<std::size_t>(row_bytes));
+    else
+      std::memcpy(to + i * row_bytes, from + index[i] / divisor * row_bytes,
+                  static_cast<std::size_t>(row_bytes));
+  }
 }
 
 template <class T>

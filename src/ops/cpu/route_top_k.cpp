@@ -228,6 +228,9 @@ void route_top_k_forward(const T* logits, const T* selection_bias, const std::ui
                          const RoutingExtents& extents, const RouterOptions& options, std::int32_t* picks,
                          T* weights, T* probs, T* lse) {
   const std::int64_t experts = extents.experts, num_picks = extents.picks;
+  if (selection_bias != nullptr &&
+      std::all_of(selection_bias, selection_bias + experts, [](T bias) { return bias == T(0); }))
+    selection_bias = nullptr;
 #pragma omp parallel if (extents.tokens * experts > kParallelElements)
   {
     std::vector<T> keys(static_cast<std::size_t>(experts));
