@@ -99,37 +99,31 @@ void Communicator::Impl::reduce_pieces(T* data, std::int64_t n) {
     reduce_piece<T, Op>(data + done, std::min(kPiece, n - done));
 }
 
-void Communicator::Impl::all_reduce(const char* call, TensorView tensor, Reduction reduction) {
-  check_host(call, tensor);
+void Communicator::Impl::all_reduce(const char* call, Stream& stream, TensorView tensor,
+                                    Reduction reduction) {
   const bool sum = reduction == Reduction::sum;
   const std::int64_t n = tensor.numel();
-  switch (tensor.dtype) {
-    case DType::f32:
-      if (size > 1)
-        sum ? reduce_pieces<float, Sum>(tensor.as<float>(), n)
-            : reduce_pieces<float, Max>(tensor.as<float>(), n);
-      return;
-    case DType::f64:
-      if (size > 1)
-        sum ? reduce_pieces<double, Sum>(tensor.as<double>(), n)
-            : reduce_pieces<double, Max>(tensor.as<double>(), n);
-      return;
-    case DType::i64:
-      if (size > 1)
-        sum ? reduce_pieces<std::int64_t, Sum>(tensor.as<std::int64_t>(), n)
-            : reduce_pieces<std::int64_t, Max>(tensor.as<std::int64_t>(), n);
-      return;
-    default:
-      throw DTypeError(std::string(call) + ": f32, f64 and i64 can be reduced, not " +
-                       to_string(tensor.dtype));
+  if (tensor.dtype != DType::f32 && tensor.dtype != DType::f64 && tensor.dtype != DType::i64)
+    throw DTypeError(std::string(call) + ": f32, f64 and i64 can be reduced, not " + to_string(tensor.dtype));
+  if (on_cuda(call, stream, tensor, tensor)) {
+    if (!sum) throw InternalError(std::string(call) + ": maxima are taken of host tensors only");
+    if (n > 0) device_group().all_reduce_sum(stream, tensor);
+    return;
   }
+  if (size == 1) return;
+  const auto reduce = [&]<class T>(T* data) {
+    sum ? reduce_pieces<T, Sum>(data, n) : reduce_pieces<T, Max>(data, n);
+  };
+  if (tensor.dtype == DType::f32) return reduce(tensor.as<float>());
+  if (tensor.dtype == DType::f64) return reduce(tensor.as<double>());
+  reduce(tensor.as<std::int64_t>());
 }
 
-void Communicator::all_reduce_sum(Stream&, TensorView tensor) const {
-  impl_->all_reduce("all_reduce_sum", tensor, Reduction::sum);
+void Communicator::all_reduce_sum(Stream& stream, TensorView tensor) const {
+  impl_->all_reduce("all_reduce_sum", stream, tensor, Reduction::sum);
 }
-void Communicator::all_reduce_max(Stream&, TensorView tensor) const {
-  impl_->all_reduce("all_reduce_max", tensor, Reduction::max);
+void Communicator::all_reduce_max(Stream& stream, TensorView tensor) const {
+  impl_->all_reduce("all_reduce_max", stream, tensor, Reduction::max);
 }
 
 }  // namespace moecollab

@@ -43,8 +43,6 @@ std::int64_t row_numel(const Shape& shape) {
 }
 
 void check_same_rows(const char* call, ConstTensorView a, ConstTensorView b) {
-  check_host(call, a);
-  check_host(call, b);
   bool same = a.shape.rank() >= 1 && a.shape.rank() == b.shape.rank();
   for (int axis = 1; same && axis < a.shape.rank(); ++axis) same = a.shape[axis] == b.shape[axis];
   if (!same)
@@ -85,15 +83,21 @@ int to_int(std::int64_t value, const char* what) {
   return static_cast<int>(value);
 }
 
-void check_host(const char* call, ConstTensorView tensor) {
-  if (tensor.device != Device::cpu)
-    throw InternalError(std::string(call) + ": MPI carries host memory only, got a tensor on " +
-                        to_string(tensor.device));
+bool on_cuda(const char* call, const Stream& stream, ConstTensorView a, ConstTensorView b) {
+  if (a.device != b.device)
+    throw InternalError(std::string(call) + ": one tensor lies on " + to_string(a.device) +
+                        ", the other on " + to_string(b.device));
+  if (a.device == Device::cpu) return false;
+  if (stream.device() != a.device)
+    throw InternalError(std::string(call) + ": a tensor on " + to_string(a.device) +
+                        " needs a stream of it, not of " + to_string(stream.device()));
+  return true;
 }
 
 // Freeing is collective, so it is left out while an exception unwinds (the job is about to end), and after
 // MPI itself has ended.
 Communicator::Impl::~Impl() {
+  devices.reset();
   if (comm != MPI_COMM_NULL && std::uncaught_exceptions() == 0 && mpi_is_running()) MPI_Comm_free(&comm);
 }
 
@@ -104,6 +108,11 @@ std::unique_ptr<Communicator::Impl> Communicator::Impl::adopt(MPI_Comm comm) {
   check_mpi(MPI_Comm_rank(comm, &impl->rank), "MPI_Comm_rank");
   check_mpi(MPI_Comm_size(comm, &impl->size), "MPI_Comm_size");
   return impl;
+}
+
+DeviceGroup& Communicator::Impl::device_group() {
+  if (!devices) devices = std::make_unique<DeviceGroup>(comm, rank, size);
+  return *devices;
 }
 
 Communicator::Communicator(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -126,8 +135,9 @@ Communicator Communicator::world() {
 int Communicator::rank() const { return impl_->rank; }
 int Communicator::size() const { return impl_->size; }
 
-void Communicator::all_to_all_rows(Stream&, ConstTensorView send, TensorView recv,
+void Communicator::all_to_all_rows(Stream& stream, ConstTensorView send, TensorView recv,
                                    const RowExchange& rows) const {
+  const bool cuda = on_cuda("all_to_all_rows", stream, send, recv);
   check_same_rows("all_to_all_rows", send, recv);
   check_ranges("send", rows.send_begin, rows.send_rows, size(), send.dim(0));
   check_ranges("recv", rows.recv_begin, rows.recv_rows, size(), recv.dim(0));
@@ -137,6 +147,7 @@ void Communicator::all_to_all_rows(Stream&, ConstTensorView send, TensorView rec
     throw ShapeError("all_to_all_rows: this rank sends itself " + std::to_string(rows.send_rows[self]) +
                      " rows and expects " + std::to_string(rows.recv_rows[self]));
   if (row_bytes == 0) return;  // the row shape is the same on every rank, so all of them leave here
+  if (cuda) return impl_->device_group().all_to_all_rows(stream, send.data, recv.data, row_bytes, rows);
   if (size() == 1) {
     if (rows.send_rows[0] > 0)
       std::memcpy(static_cast<char*>(recv.data) + rows.recv_begin[0] * row_bytes,
@@ -154,12 +165,14 @@ void Communicator::all_to_all_rows(Stream&, ConstTensorView send, TensorView rec
             "MPI_Alltoallv");
 }
 
-void Communicator::all_gather(Stream&, ConstTensorView in, TensorView out) const {
+void Communicator::all_gather(Stream& stream, ConstTensorView in, TensorView out) const {
+  const bool cuda = on_cuda("all_gather", stream, in, out);
   check_same_rows("all_gather", in, out);
   if (out.dim(0) != in.dim(0) * size())
     throw ShapeError("all_gather: " + std::to_string(size()) + " times the rows of " + to_string(in.shape) +
                      " do not give " + to_string(out.shape));
   if (in.size_bytes() == 0) return;
+  if (cuda) return impl_->device_group().all_gather(stream, in.data, out.data, in.size_bytes());
   if (size() == 1) {
     std::memcpy(out.data, in.data, static_cast<std::size_t>(in.size_bytes()));
     return;
@@ -169,10 +182,14 @@ void Communicator::all_gather(Stream&, ConstTensorView in, TensorView out) const
   check_mpi(MPI_Allgather(in.data, rows, row.get(), out.data, rows, row.get(), impl_->comm), "MPI_Allgather");
 }
 
-void Communicator::Impl::broadcast_bytes(char* data, std::int64_t num_bytes, int root) const {
+void Communicator::Impl::check_root(int root) const {
   if (root < 0 || root >= size)
     throw InternalError("broadcast from rank " + std::to_string(root) + " of a group of " +
                         std::to_string(size));
+}
+
+void Communicator::Impl::broadcast_bytes(char* data, std::int64_t num_bytes, int root) const {
+  check_root(root);
   if (size == 1) return;
   for (std::int64_t done = 0; done < num_bytes; done += kPieceBytes)
     check_mpi(MPI_Bcast(data + done, static_cast<int>(std::min(kPieceBytes, num_bytes - done)), MPI_BYTE,
@@ -180,8 +197,13 @@ void Communicator::Impl::broadcast_bytes(char* data, std::int64_t num_bytes, int
               "MPI_Bcast");
 }
 
-void Communicator::broadcast(Stream&, TensorView tensor, int root) const {
-  check_host("broadcast", tensor);
+void Communicator::broadcast(Stream& stream, TensorView tensor, int root) const {
+  if (on_cuda("broadcast", stream, tensor, tensor)) {
+    impl_->check_root(root);
+    if (tensor.size_bytes() > 0)
+      impl_->device_group().broadcast(stream, tensor.data, tensor.size_bytes(), root);
+    return;
+  }
   impl_->broadcast_bytes(static_cast<char*>(tensor.data), tensor.size_bytes(), root);
 }
 

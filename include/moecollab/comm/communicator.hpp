@@ -1,6 +1,10 @@
 // A group of ranks that exchange rows. `Communicator::self()` is a group of one that needs no MPI; `world()`
 // spans the MPI job. Every rank of a group joins every collective, with explicit zero counts where it has
 // nothing.
+//
+// All tensors of a call lie on one device, the same on every rank. Host tensors travel through MPI, whatever
+// the stream, and have arrived when the call returns. Device tensors travel through NCCL in the order of a
+// CUDA stream: the host does not wait, and the memory must live until the stream has got there.
 #pragma once
 
 #include <cstdint>
@@ -47,7 +51,7 @@ class Communicator {  // concrete, move-only
   // counts agree with the extents (ShapeError). Counts are rows, never bytes, and may exceed 2^31 / row size.
   void all_to_all_rows(Stream&, ConstTensorView send, TensorView recv, const RowExchange& rows) const;
   void all_reduce_sum(Stream&, TensorView) const;  // in place; f32, f64, i64
-  void all_reduce_max(Stream&, TensorView) const;
+  void all_reduce_max(Stream&, TensorView) const;  // host tensors only
   // out[p] = in of rank p; `out` has size() times the rows of `in`.
   void all_gather(Stream&, ConstTensorView in, TensorView out) const;
   void broadcast(Stream&, TensorView, int root) const;
@@ -58,6 +62,10 @@ class Communicator {  // concrete, move-only
 
   Communicator split(int color, int key) const;
   int ranks_on_host() const;  // ranks of this group that share this rank's memory; collective
+  // Gives every rank of this group a CUDA device of its own (the first visible one that no lower rank of its
+  // host took), sends this process's CUDA work there and returns its index. Collective, before the first
+  // device tensor. Throws UsageError, on all ranks, when a host has fewer devices than ranks.
+  int use_local_cuda_device() const;
 
  private:
   struct Impl;
