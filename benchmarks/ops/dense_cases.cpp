@@ -118,9 +118,10 @@ void dense_cases(Stream& stream, DType dtype, Rows& rows) {
   const Tensor grad = normal(DType::f32, {N}, 4), master = normal(DType::f32, {N}, 5), m(DType::f32, {N});
   const Tensor v(DType::f32, {N}), value(DType::bf16, {N});
   const bool rounds = dtype == DType::bf16;
+  const ops::AdamWRange range{grad.view(), master.view(), m.view(), v.view(),
+                              rounds ? value.view() : TensorView{}};
   rows.push_back({"adamw_update", text("n", N), dtype, best_ms([&] {
-                    ops::adamw_update(stream, grad.view(), {}, master.view(), m.view(), v.view(),
-                                      rounds ? value.view() : TensorView{});
+                    ops::adamw_update(stream, {&range, 1}, {});
                   }),
                   0, giga((rounds ? 30.0 : 28.0) * N)});
 }

@@ -2,31 +2,43 @@
 
 #include "ops/check.hpp"
 #include "ops/cpu/adamw.hpp"
+#include "ops/cuda/adamw.hpp"
 
 namespace moecollab::ops {
+namespace {
 
-void adamw_update(Stream& stream, ConstTensorView grad, const AdamWOptions& options, TensorView master,
-                  TensorView exp_avg, TensorView exp_avg_sq, TensorView value) {
+void check_range(const Stream& stream, const char* op, const AdamWRange& r) {
+  check_device(stream, op, {r.grad, r.master, r.exp_avg, r.exp_avg_sq, r.value});
+  check_rank(r.grad, 1, op, "grad [n]");
+  check_float(r.grad, op, "grad");
+  check_dtype(r.grad, accumulator_of(r.grad.dtype), op, "grad");
+  check(r.master, r.grad.dtype, r.grad.shape, op, "master");
+  check(r.exp_avg, r.grad.dtype, r.grad.shape, op, "exp_avg");
+  check(r.exp_avg_sq, r.grad.dtype, r.grad.shape, op, "exp_avg_sq");
+  check_that(r.step >= 1, op,
+             "step is " + std::to_string(r.step) + ", but counts from 1 (it divides the moments)");
+  if (r.value.empty()) return;
+  check_float(r.value, op, "value");
+  check_shape(r.value, r.grad.shape, op, "value");
+  check_dtype(r.grad, accumulator_of(r.value.dtype), op, "grad");
+}
+
+}  // namespace
+
+void adamw_update(Stream& stream, std::span<const AdamWRange> ranges, const AdamWOptions& options) {
   constexpr const char* kOp = "adamw_update";
-  check_cpu(stream, kOp);
-  check_rank(grad, 1, kOp, "grad [n]");
-  check_float(grad, kOp, "grad");
-  check_dtype(grad, accumulator_of(grad.dtype), kOp, "grad");
-  check(master, grad.dtype, grad.shape, kOp, "master");
-  check(exp_avg, grad.dtype, grad.shape, kOp, "exp_avg");
-  check(exp_avg_sq, grad.dtype, grad.shape, kOp, "exp_avg_sq");
-  check_that(options.step >= 1, kOp,
-             "step is " + std::to_string(options.step) + ", but counts from 1 (it divides the moments)");
-  const DType value_dtype = value.empty() ? grad.dtype : value.dtype;
-  if (!value.empty()) {
-    check_float(value, kOp, "value");
-    check_shape(value, grad.shape, kOp, "value");
-    check_dtype(grad, accumulator_of(value.dtype), kOp, "grad");
-  }
-  with_float_type(value_dtype, kOp, [&]<class A, class Acc>() {
-    cpu::adamw_update<A, Acc>(grad.as<Acc>(), options, grad.numel(), master.as<Acc>(), exp_avg.as<Acc>(),
-                              exp_avg_sq.as<Acc>(), value.empty() ? nullptr : value.as<A>());
-  });
+  for (const AdamWRange& range : ranges) check_range(stream, kOp, range);
+  on_device(
+      stream,
+      [&] {
+        for (const AdamWRange& range : ranges)
+          with_float_type(range.value.empty() ? range.grad.dtype : range.value.dtype, kOp,
+                          [&]<class A, class Acc>() { cpu::adamw_update<A, Acc>(range, options); });
+      },
+      [&] {
+        for (const AdamWRange& range : ranges) check_dtype(range.grad, DType::f32, kOp, "grad on cuda");
+        cuda::adamw_update(stream, ranges, options);
+      });
 }
 
 }  // namespace moecollab::ops

@@ -9,28 +9,51 @@ namespace {
 
 using namespace moecollab::test;
 
-AdamWOptions some_options(std::int64_t step) {
+constexpr double kDecay = 0.1;
+
+AdamWOptions some_options() {
   AdamWOptions o;
   o.learning_rate = 0.01;
   o.beta1 = 0.9;
   o.beta2 = 0.95;
   o.eps = 1e-8;
-  o.weight_decay = 0.1;
   o.grad_scale = 0.5;
-  o.step = step;
   return o;
 }
+
+// Parameters that begin at random with moments of zero, and a gradient.
+struct Parameters {
+  Tensor grad, master, exp_avg, exp_avg_sq, value;
+
+  Parameters(DType dtype, std::int64_t n, std::uint64_t stream)
+      : grad(random_tensor(dtype, {n}, stream + 1)),
+        master(random_tensor(dtype, {n}, stream)),
+        exp_avg(dtype, {n}),
+        exp_avg_sq(dtype, {n}) {}
+  AdamWRange range(double weight_decay, std::int64_t step) const {
+    return {grad.view(),
+            master.view(),
+            exp_avg.view(),
+            exp_avg_sq.view(),
+            value.empty() ? TensorView{} : value.view(),
+            weight_decay,
+            step};
+  }
+};
+
+void update(Stream& stream, const AdamWRange& range) { adamw_update(stream, {&range, 1}, some_options()); }
 
 // Algorithm 2 of the paper, written out for one element, in the order of its lines.
 struct Reference {
   double theta, m = 0.0, v = 0.0;
-  void step(const AdamWOptions& o, double grad) {
+  void step(double grad, double weight_decay, std::int64_t step) {
+    const AdamWOptions o = some_options();
     const double g = o.grad_scale * grad;
     m = o.beta1 * m + (1.0 - o.beta1) * g;
     v = o.beta2 * v + (1.0 - o.beta2) * g * g;
-    const double mhat = m / (1.0 - std::pow(o.beta1, static_cast<double>(o.step)));
-    const double vhat = v / (1.0 - std::pow(o.beta2, static_cast<double>(o.step)));
-    theta -= o.learning_rate * (mhat / (std::sqrt(vhat) + o.eps) + o.weight_decay * theta);
+    const double mhat = m / (1.0 - std::pow(o.beta1, static_cast<double>(step)));
+    const double vhat = v / (1.0 - std::pow(o.beta2, static_cast<double>(step)));
+    theta -= o.learning_rate * (mhat / (std::sqrt(vhat) + o.eps) + weight_decay * theta);
   }
 };
 
@@ -38,18 +61,18 @@ TEST(AdamW, FollowsThePaperOverSeveralSteps) {
   Stream stream;
   constexpr std::int64_t kCount = 9001, kSteps = 5;
   for (const DType dtype : {DType::f64, DType::f32}) {
-    const Tensor master = random_tensor(dtype, {kCount}, 1), m(dtype, {kCount}), v(dtype, {kCount});
+    Parameters p(dtype, kCount, 1);
     std::vector<Reference> want;
-    const Tensor start = converted(master.view(), DType::f64);
+    const Tensor start = converted(p.master.view(), DType::f64);
     for (std::int64_t i = 0; i < kCount; ++i) want.push_back({start.view().as<double>()[i]});
     for (std::int64_t step = 1; step <= kSteps; ++step) {
-      const Tensor grad = random_tensor(dtype, {kCount}, 10 + static_cast<std::uint64_t>(step));
-      const Tensor wide = converted(grad.view(), DType::f64);
-      adamw_update(stream, grad.view(), some_options(step), master.view(), m.view(), v.view(), TensorView{});
+      p.grad = random_tensor(dtype, {kCount}, 10 + static_cast<std::uint64_t>(step));
+      const Tensor wide = converted(p.grad.view(), DType::f64);
+      update(stream, p.range(kDecay, step));
       for (std::int64_t i = 0; i < kCount; ++i)
-        want[static_cast<std::size_t>(i)].step(some_options(step), wide.view().as<double>()[i]);
+        want[static_cast<std::size_t>(i)].step(wide.view().as<double>()[i], kDecay, step);
     }
-    const Tensor have = converted(master.view(), DType::f64);
+    const Tensor have = converted(p.master.view(), DType::f64);
     double worst = 0.0;
     for (std::int64_t i = 0; i < kCount; ++i)
       worst =
@@ -59,51 +82,67 @@ TEST(AdamW, FollowsThePaperOverSeveralSteps) {
   }
 }
 
+TEST(AdamW, EachRangeHasItsOwnDecayAndStep) {
+  Stream stream;
+  const Parameters one(DType::f64, 40, 1), two(DType::f64, 0, 3), three(DType::f64, 7, 5);
+  std::vector<Reference> want;
+  for (const Parameters* p : {&one, &three})
+    for (std::int64_t i = 0; i < p->grad.shape().numel(); ++i) {
+      want.push_back({p->master.view().as<double>()[i]});
+      want.back().step(p->grad.view().as<double>()[i], p == &one ? 0.0 : kDecay, p == &one ? 1 : 9);
+    }
+  const std::vector<AdamWRange> ranges{one.range(0.0, 1), two.range(kDecay, 4), three.range(kDecay, 9)};
+  adamw_update(stream, ranges, some_options());
+  for (std::size_t i = 0; i < want.size(); ++i)
+    EXPECT_NEAR(i < 40 ? one.master.view().as<double>()[i] : three.master.view().as<double>()[i - 40],
+                want[i].theta, 1e-14);
+}
+
 TEST(AdamW, ValueIsTheRoundedMaster) {
   Stream stream;
-  const Tensor master = random_tensor(DType::f32, {1000}, 1), m(DType::f32, {1000}), v(DType::f32, {1000});
-  const Tensor grad = random_tensor(DType::f32, {1000}, 2), value = poisoned(DType::bf16, {1000});
-  adamw_update(stream, grad.view(), some_options(1), master.view(), m.view(), v.view(), value.view());
-  EXPECT_TRUE(same_bits(value.view(), converted(master.view(), DType::bf16).view()));
+  Parameters p(DType::f32, 1000, 1);
+  p.value = poisoned(DType::bf16, {1000});
+  update(stream, p.range(kDecay, 1));
+  EXPECT_TRUE(same_bits(p.value.view(), converted(p.master.view(), DType::bf16).view()));
 }
 
 TEST(AdamW, ZeroGradientMovesOnlyByDecay) {
   Stream stream;
-  const Tensor master = filled(DType::f64, {2}, 3.0), zero(DType::f64, {2}), m(DType::f64, {2}),
-               v(DType::f64, {2});
-  adamw_update(stream, zero.view(), some_options(1), master.view(), m.view(), v.view(), TensorView{});
-  EXPECT_DOUBLE_EQ(master.view().as<double>()[0], 3.0 - 0.01 * 0.1 * 3.0);
-  EXPECT_EQ(max_abs(m.view()), 0.0);
+  Parameters p(DType::f64, 2, 1);
+  p.grad = Tensor(DType::f64, {2});
+  p.master = filled(DType::f64, {2}, 3.0);
+  update(stream, p.range(kDecay, 1));
+  EXPECT_DOUBLE_EQ(p.master.view().as<double>()[0], 3.0 - 0.01 * 0.1 * 3.0);
+  EXPECT_EQ(max_abs(p.exp_avg.view()), 0.0);
 }
 
 TEST(AdamW, SameBitsForAnyThreads) {
   Stream stream;
   for (const DType value_dtype : {DType::f32, DType::bf16})
     expect_same_for_any_threads([&] {
-      const Tensor grad = random_tensor(DType::f32, {70001}, 2);
+      Parameters p(DType::f32, 70001, 1);
+      p.value = Tensor(value_dtype, {70001});
+      update(stream, p.range(kDecay, 1));
       std::vector<Tensor> out;
-      out.push_back(random_tensor(DType::f32, {70001}, 1));
-      out.emplace_back(DType::f32, Shape{70001});
-      out.emplace_back(DType::f32, Shape{70001});
-      out.emplace_back(value_dtype, Shape{70001});
-      adamw_update(stream, grad.view(), some_options(1), out[0].view(), out[1].view(), out[2].view(),
-                   out[3].view());
+      for (Tensor* t : {&p.master, &p.exp_avg, &p.exp_avg_sq, &p.value}) out.push_back(std::move(*t));
       return out;
     });
 }
 
 TEST(AdamW, TakesNothingAndRejectsWhatDoesNotFit) {
   Stream stream;
-  const Tensor none(DType::f32, {0}), x(DType::f32, {3}), y(DType::f32, {4}), b(DType::bf16, {3});
-  adamw_update(stream, none.view(), some_options(1), none.view(), none.view(), none.view(), TensorView{});
-  EXPECT_THROW(adamw_update(stream, x.view(), some_options(1), y.view(), x.view(), x.view(), TensorView{}),
-               ShapeError);
-  EXPECT_THROW(adamw_update(stream, b.view(), some_options(1), b.view(), b.view(), b.view(), TensorView{}),
-               DTypeError);
-  EXPECT_THROW(adamw_update(stream, x.view(), some_options(0), x.view(), x.view(), x.view(), TensorView{}),
-               ShapeError);
-  EXPECT_THROW(adamw_update(stream, x.view(), some_options(1), x.view(), x.view(), x.view(), y.view()),
-               ShapeError);
+  adamw_update(stream, {}, some_options());
+  update(stream, Parameters(DType::f32, 0, 1).range(kDecay, 1));
+  Parameters p(DType::f32, 3, 1);
+  EXPECT_THROW(update(stream, p.range(kDecay, 0)), ShapeError);
+  EXPECT_THROW(update(stream, Parameters(DType::bf16, 3, 1).range(kDecay, 1)), DTypeError);
+  p.value = Tensor(DType::f32, {4});
+  EXPECT_THROW(update(stream, p.range(kDecay, 1)), ShapeError);
+  p.value = Tensor(DType::f64, {3});
+  EXPECT_THROW(update(stream, p.range(kDecay, 1)), DTypeError);
+  p.value = Tensor();
+  p.master = Tensor(DType::f32, {4});
+  EXPECT_THROW(update(stream, p.range(kDecay, 1)), ShapeError);
 }
 
 }  // namespace

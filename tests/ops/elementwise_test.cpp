@@ -85,30 +85,39 @@ TEST(Elementwise, AddScaleAndZeroDoWhatTheySay) {
   EXPECT_TRUE(same_bits(ids.view(), ints({0, 0, 0}).view()));
 }
 
-TEST(Elementwise, SumOfSquaresIsADoubleSum) {
-  Stream stream;
-  for (const DType dtype : kFloatTypes)
-    for (const std::int64_t n : kSizes) {
-      const Tensor x = random_tensor(dtype, {n}, 3);
-      const double want = dot(x.view(), x.view());
-      EXPECT_NEAR(sum_of_squares(stream, x.view()), want, static_cast<double>(n) * eps_of(DType::f64) * want);
-    }
-}
-
-TEST(Elementwise, AllFiniteFindsOneBadElementAnywhere) {
+TEST(Elementwise, SumsAreDoubleSums) {
   Stream stream;
   for (const DType dtype : kFloatTypes) {
-    const std::int64_t n = 70001;
-    const Tensor x = random_tensor(DType::f64, {n}, 4);
-    EXPECT_TRUE(all_finite(stream, converted(x.view(), dtype).view()));
-    EXPECT_TRUE(all_finite(stream, Tensor(dtype, {0}).view()));
-    for (const std::int64_t at : {std::int64_t{0}, std::int64_t{8191}, std::int64_t{8192}, n - 1})
-      for (const double bad : {HUGE_VAL, -HUGE_VAL, std::nan("")}) {
-        const double before = x.view().as<double>()[at];
-        x.view().as<double>()[at] = bad;
-        EXPECT_FALSE(all_finite(stream, converted(x.view(), dtype).view())) << bad << " at " << at;
-        x.view().as<double>()[at] = before;
-      }
+    std::vector<Tensor> tensors;
+    std::vector<ConstTensorView> parts;
+    for (const std::int64_t n : kSizes) {
+      tensors.push_back(random_tensor(dtype, {n}, 3));
+      parts.push_back(tensors.back().view());
+    }
+    const auto num_parts = static_cast<std::int64_t>(parts.size());
+    const Tensor squares = poisoned(DType::f64, {num_parts}), total = poisoned(DType::f64, {1});
+    sum_of_squares(stream, parts, squares.view());
+    for (std::int64_t i = 0; i < num_parts; ++i) {
+      const ConstTensorView x = parts[static_cast<std::size_t>(i)];
+      const double bound = static_cast<double>(x.numel()) * eps_of(DType::f64), want = dot(x, x);
+      EXPECT_NEAR(squares.view().as<double>()[i], want, bound * want);
+      sum(stream, x, total.view());
+      EXPECT_NEAR(total.view().as<double>()[0], dot(x, filled(DType::f64, x.shape, 1.0).view()),
+                  bound * static_cast<double>(x.numel()) * max_abs(x));
+    }
+    sum_of_squares(stream, {}, Tensor(DType::f64, {0}).view());
+  }
+}
+
+TEST(Elementwise, AddScalarsReachesItsElementsAlone) {
+  Stream stream;
+  for (const DType dtype : kFloatTypes) {
+    const Tensor y = filled(dtype, {2, 3}, 1.0), want = filled(DType::f64, {2, 3}, 1.0);
+    add_scalars(stream, std::vector<std::int64_t>{4, 0}, std::vector<double>{0.5, -2.0}, y.view());
+    want.view().as<double>()[4] = 1.5;
+    want.view().as<double>()[0] = -1.0;
+    EXPECT_TRUE(same_bits(converted(y.view(), DType::f64).view(), want.view()));
+    add_scalars(stream, {}, {}, y.view());
   }
 }
 
@@ -120,9 +129,12 @@ TEST(Elementwise, SameBitsForAnyThreads) {
       std::vector<Tensor> out;
       out.push_back(random_tensor(dtype, {100003}, 2));
       out.emplace_back(DType::f64, Shape{1});
+      out.emplace_back(DType::f64, Shape{1});
       add(stream, x.view(), out[0].view());
       scale(stream, 0.7, out[0].view());
-      out[1].view().as<double>()[0] = sum_of_squares(stream, x.view());
+      const ConstTensorView part = x.view();
+      sum_of_squares(stream, {&part, 1}, out[1].view());
+      sum(stream, x.view(), out[2].view());
       return out;
     });
 }
@@ -134,7 +146,15 @@ TEST(Elementwise, RejectsShapesAndTypesThatDoNotFit) {
   EXPECT_THROW(add(stream, x.view(), y.view()), ShapeError);
   EXPECT_THROW(add(stream, x.view(), z.view()), DTypeError);
   EXPECT_THROW(scale(stream, 2.0, ints({1}).view()), DTypeError);
-  EXPECT_THROW(sum_of_squares(stream, ints({1}).view()), DTypeError);
+  const Tensor ids = ints({1}), one(DType::f64, {1}), two(DType::f64, {2});
+  const std::vector<ConstTensorView> integers{ids.view()}, mixed{x.view(), z.view()};
+  EXPECT_THROW(sum_of_squares(stream, integers, one.view()), DTypeError);
+  EXPECT_THROW(sum_of_squares(stream, mixed, two.view()), DTypeError);
+  EXPECT_THROW(sum_of_squares(stream, mixed, one.view()), ShapeError);
+  EXPECT_THROW(sum(stream, x.view(), x.view()), DTypeError);
+  const std::vector<std::int64_t> inside{3}, outside{4};
+  EXPECT_THROW(add_scalars(stream, outside, std::vector<double>{1.0}, x.view()), ShapeError);
+  EXPECT_THROW(add_scalars(stream, inside, std::vector<double>{1.0, 2.0}, x.view()), ShapeError);
 }
 
 }  // namespace

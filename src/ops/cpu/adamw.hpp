@@ -1,14 +1,11 @@
 #pragma once
 
-#include <cstdint>
-
 #include "moecollab/ops/adamw.hpp"
 
 namespace moecollab::ops::cpu {
 
-// value may be null.
+// A: the type of value, Acc: of the rest.
 template <class A, class Acc>
-void adamw_update(const Acc* grad, const AdamWOptions& options, std::int64_t n, Acc* master, Acc* exp_avg,
-                  Acc* exp_avg_sq, A* value);
+void adamw_update(const AdamWRange& range, const AdamWOptions& options);
 
 }  // namespace moecollab::ops::cpu

@@ -1,8 +1,6 @@
 #include "ops/cpu/elementwise.hpp"
 
-#include <cmath>
 #include <cstring>
-#include <limits>
 #include <type_traits>
 #include <vector>
 
@@ -16,6 +14,21 @@ namespace {
 // bf16 is read and written through float.
 template <class A>
 using Real = std::conditional_t<std::is_same_v<A, BFloat16>, float, A>;
+
+// Sum of term(x[i]) in double: within blocks, then over them in order.
+template <class A, class Term>
+double sum_in_blocks(const A* x, std::int64_t n, const Term& term) {
+  std::vector<double> of_block(static_cast<std::size_t>((n + kBlock - 1) / kBlock));
+  for_blocks(n, [&](std::int64_t begin, std::int64_t end) {
+    double sum = 0.0;
+#pragma omp simd reduction(+ : sum)
+    for (std::int64_t i = begin; i < end; ++i) sum += term(static_cast<double>(load(x[i])));
+    of_block[static_cast<std::size_t>(begin / kBlock)] = sum;
+  });
+  double total = 0.0;
+  for (const double sum : of_block) total += sum;
+  return total;
+}
 
 }  // namespace
 
@@ -57,34 +70,20 @@ void fill_zero(void* y, std::int64_t bytes) {
 
 template <class A>
 double sum_of_squares(const A* x, std::int64_t n) {
-  std::vector<double> of_block(static_cast<std::size_t>((n + kBlock - 1) / kBlock));
-  for_blocks(n, [&](std::int64_t begin, std::int64_t end) {
-    double sum = 0.0;
-#pragma omp simd reduction(+ : sum)
-    for (std::int64_t i = begin; i < end; ++i) {
-      const auto v = static_cast<double>(load(x[i]));
-      sum += v * v;
-    }
-    of_block[static_cast<std::size_t>(begin / kBlock)] = sum;
-  });
-  double total = 0.0;
-  for (const double sum : of_block) total += sum;
-  return total;
+  return sum_in_blocks(x, n, [](double v) { return v * v; });
 }
 
 template <class A>
-bool all_finite(const A* x, std::int64_t n) {
-  std::vector<char> bad_block(static_cast<std::size_t>((n + kBlock - 1) / kBlock));
-  for_blocks(n, [&](std::int64_t begin, std::int64_t end) {
-    int bad = 0;
-#pragma omp simd reduction(| : bad)
-    for (std::int64_t i = begin; i < end; ++i)
-      bad |= std::fabs(load(x[i])) <= std::numeric_limits<Real<A>>::max() ? 0 : 1;
-    bad_block[static_cast<std::size_t>(begin / kBlock)] = static_cast<char>(bad);
-  });
-  for (const char bad : bad_block)
-    if (bad != 0) return false;
-  return true;
+double sum(const A* x, std::int64_t n) {
+  return sum_in_blocks(x, n, [](double v) { return v; });
+}
+
+template <class A>
+void add_scalars(std::span<const std::int64_t> offsets, std::span<const double> values, A* y) {
+  for (std::size_t i = 0; i < offsets.size(); ++i) {
+    A& to = y[offsets[i]];
+    store(to, load(to) + static_cast<Real<A>>(values[i]));
+  }
 }
 
 #define MC_CAST(From)                                                       \
@@ -100,7 +99,8 @@ MC_CAST(double)
   template void add<A, Acc>(const A*, std::int64_t, A*);     \
   template void scale<A, Acc>(double, std::int64_t, A*);     \
   template double sum_of_squares<A>(const A*, std::int64_t); \
-  template bool all_finite<A>(const A*, std::int64_t);
+  template double sum<A>(const A*, std::int64_t);            \
+  template void add_scalars<A>(std::span<const std::int64_t>, std::span<const double>, A*);
 MC_INSTANTIATE(float, float)
 MC_INSTANTIATE(BFloat16, float)
 MC_INSTANTIATE(double, double)

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 namespace moecollab::ops::cpu {
 
@@ -14,6 +15,8 @@ void fill_zero(void* y, std::int64_t bytes);
 template <class A>
 double sum_of_squares(const A* x, std::int64_t n);
 template <class A>
-bool all_finite(const A* x, std::int64_t n);
+double sum(const A* x, std::int64_t n);
+template <class A>
+void add_scalars(std::span<const std::int64_t> offsets, std::span<const double> values, A* y);
 
 }  // namespace moecollab::ops::cpu
