@@ -4,6 +4,7 @@
 
 #include "ops/check.hpp"
 #include "ops/cpu/moe_kernels.hpp"
+#include "ops/cuda/experts.hpp"
 
 namespace moecollab::ops {
 
@@ -38,6 +39,11 @@ void check_gradients(const ExpertSegment& segment, DType accumulator, const char
   if (gated) check(segment.d_gate, accumulator, segment.w_gate.shape, op, "d_gate");
   check_that(!segment.d_up.empty() && !segment.d_down.empty() && gated == !segment.d_gate.empty(), op,
              "an expert has all of its gradients or none");
+}
+
+void check_devices(const Stream& stream, const ExpertSegment& segment, const char* op) {
+  check_device(stream, op,
+               {segment.w_gate, segment.w_up, segment.w_down, segment.d_gate, segment.d_up, segment.d_down});
 }
 
 template <class T>
@@ -88,38 +94,60 @@ std::int64_t layout_saved(std::span<ExpertSegment> segments) {
 void experts_forward(Stream& stream, Arena& arena, ConstTensorView x, std::span<const ExpertSegment> segments,
                      TensorView saved_gate, TensorView saved_up, TensorView y) {
   const char* op = "experts_forward";
-  check_cpu(stream, op);
+  check_device(stream, op, {x, saved_gate, saved_up, y});
   check_rank(x, 2, op, "x");
   check(y, x.dtype, x.shape, op, "y");
   std::int64_t end = 0;
   for (const ExpertSegment& segment : segments) {
     check_segment(segment, end, x, saved_gate, saved_up, op);
+    check_devices(stream, segment, op);
     end = segment.row_end;
   }
-  with_float_type(x.dtype, op, [&]<class T, class A>() {
-    cpu::experts_forward<T>(arena, x.as<T>(), x.dim(1), works_of<T>(segments, saved_gate, saved_up),
-                            y.as<T>());
-  });
+  on_device(
+      stream,
+      [&] {
+        with_float_type(x.dtype, op, [&]<class T, class A>() {
+          cpu::experts_forward<T>(arena, x.as<T>(), x.dim(1), works_of<T>(segments, saved_gate, saved_up),
+                                  y.as<T>());
+        });
+      },
+      [&] {
+        with_cuda_type(x.dtype, op, [&]<class T>() {
+          cuda::experts_forward<T>(stream, arena, x.as<T>(), x.dim(1),
+                                   works_of<T>(segments, saved_gate, saved_up), y.as<T>());
+        });
+      });
 }
 
 void experts_backward(Stream& stream, Arena& arena, ConstTensorView dy, ConstTensorView x,
                       std::span<const ExpertSegment> segments, TensorView saved_gate, TensorView saved_up,
                       TensorView dx) {
   const char* op = "experts_backward";
-  check_cpu(stream, op);
+  check_device(stream, op, {dy, x, saved_gate, saved_up, dx});
   check_rank(x, 2, op, "x");
   check(dy, x.dtype, x.shape, op, "dy");
   check(dx, x.dtype, x.shape, op, "dx");
   std::int64_t end = 0;
   for (const ExpertSegment& segment : segments) {
     check_segment(segment, end, x, saved_gate, saved_up, op);
+    check_devices(stream, segment, op);
     check_gradients(segment, accumulator_of(x.dtype), op);
     end = segment.row_end;
   }
-  with_float_type(x.dtype, op, [&]<class T, class A>() {
-    cpu::experts_backward<T>(arena, dy.as<T>(), x.as<T>(), x.dim(1),
-                             works_of<T>(segments, saved_gate, saved_up), dx.as<T>());
-  });
+  on_device(
+      stream,
+      [&] {
+        with_float_type(x.dtype, op, [&]<class T, class A>() {
+          cpu::experts_backward<T>(arena, dy.as<T>(), x.as<T>(), x.dim(1),
+                                   works_of<T>(segments, saved_gate, saved_up), dx.as<T>());
+        });
+      },
+      [&] {
+        with_cuda_type(x.dtype, op, [&]<class T>() {
+          cuda::experts_backward<T>(stream, arena, dy.as<T>(), x.as<T>(), x.dim(1),
+                                    works_of<T>(segments, saved_gate, saved_up), dx.as<T>());
+        });
+      });
 }
 
 }  // namespace moecollab::ops
