@@ -80,7 +80,7 @@ std::string overview() {
 
 void check_early(config::Verb verb, const config::Settings& settings, int num_ranks) {
   using config::Verb;
-  config::resolve_device(settings.device);
+  config::check_device(settings.device);
   if (verb == Verb::train && settings.run.init.empty())
     config::check(settings, settings.expert.num_experts, num_ranks);
   else if (verb == Verb::train || verb == Verb::expert_train || verb == Verb::eval)

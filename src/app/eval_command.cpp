@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "app/commands.hpp"
+#include "app/device.hpp"
 #include "app/model_files.hpp"
 #include "app/score_tables.hpp"
 #include "app/training_run.hpp"
@@ -45,6 +46,7 @@ void run_eval(const Job& job) {
   set_threads(settings, job.world);
   const std::int64_t ep = settings.train.expert_parallel;
   const nn::Parallel parallel(job.world.split(0, job.world.rank()), ep > 0 ? ep : job.world.size());
+  const Device device = choose_device(job).device;
   const data::Dataset dataset = data::Dataset::open(settings.data.path);
   std::vector<NamedScores> models;
   nlohmann::ordered_json json;
@@ -57,8 +59,9 @@ void run_eval(const Job& job) {
     check_data(model, dataset);
     const data::EvalSet set(dataset, std::min(settings.train.seq_len, model.config.max_position_embeddings),
                             settings.train.eval_sequences, task);
-    Stream compute, transfer, exchange;
-    Arena arena;
+    move_model(model, device);
+    Stream compute(device), transfer(device), exchange(device);
+    Arena arena(kArenaSlabBytes, false, device);
     Step step{compute, transfer, exchange, arena, model.params, job.clock, 0};
     const nn::Transformer transformer(model.config, model.params, model.slots, parallel,
                                       experts_of_domains(model.slots, dataset.domains()));

@@ -6,8 +6,10 @@
 #include <numeric>
 
 #include "app/commands.hpp"
+#include "app/device.hpp"
 #include "app/model_files.hpp"
 #include "app/training_run.hpp"
+#include "moecollab/core/device.hpp"
 #include "moecollab/core/error.hpp"
 #include "moecollab/core/random.hpp"
 #include "moecollab/nn/transformer.hpp"
@@ -65,6 +67,7 @@ void run_generate(const Job& job) {
   if (settings.checkpoints.size() != 1)
     throw UsageError("generate reads one checkpoint, but " + std::to_string(settings.checkpoints.size()) +
                      " were given");
+  const Device device = choose_device(job).device;
   const std::string checkpoint = named_path(settings.checkpoints[0]).path;
   Model model = load_model(find_checkpoint(checkpoint), settings, parallel, Learn::nothing, Restore::weights,
                            settings.without);
@@ -89,8 +92,9 @@ void run_generate(const Job& job) {
                      std::to_string(std::max<std::int64_t>(0, max_len - prompt_len)));
 
   const nn::Transformer transformer(model.config, model.params, model.slots, parallel);
-  Stream compute, transfer, exchange;
-  Arena arena;
+  move_model(model, device);
+  Stream compute(device), transfer(device), exchange(device);
+  Arena arena(kArenaSlabBytes, false, device);
   Step step{compute, transfer, exchange, arena, model.params, job.clock, settings.sampling.seed};
   const std::int64_t rows = speaks ? 1 : 0;  // the other ranks only lend their experts
   const auto caches = transformer.make_caches(arena, rows, max_len);
@@ -113,7 +117,8 @@ void run_generate(const Job& job) {
     printed = end;
   };
   for (std::int64_t i = 0; i < settings.sampling.tokens; ++i) {
-    std::int32_t next = speaks ? sample(logits.reshaped({model.config.vocab_size}), settings.sampling,
+    const ConstTensorView scores = read_back(compute, logits);
+    std::int32_t next = speaks ? sample(scores.reshaped({model.config.vocab_size}), settings.sampling,
                                         static_cast<std::uint64_t>(i))
                                : 0;
     parallel.world().broadcast(compute, {&next, DType::i32, Device::cpu, {1}}, 0);

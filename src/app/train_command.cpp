@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "app/commands.hpp"
+#include "app/device.hpp"
 #include "app/model_files.hpp"
 #include "app/new_expert.hpp"
 #include "app/training_run.hpp"
@@ -110,6 +111,7 @@ void run_train(const Job& job) {
   const config::Settings& settings = job.settings;
   set_threads(settings, job.world);
   const nn::Parallel parallel = make_parallel(job);
+  const ChosenDevice device = choose_device(job);
   const data::Dataset dataset = data::Dataset::open(settings.data.path);
   const Learn learn = settings.train.trainable == train::Trainable::all ? Learn::everything : Learn::gate;
   const std::string found = find_run(job);
@@ -121,13 +123,14 @@ void run_train(const Job& job) {
   config::Settings effective = settings;
   effective.model = model.config;
   config::check(effective, model.slots.size(), job.world.size());
-  train_to_the_end(job, parallel, model, dataset);
+  train_to_the_end(job, parallel, model, dataset, device);
 }
 
 void run_expert_train(const Job& job) {
   const config::Settings& settings = job.settings;
   set_threads(settings, job.world);
   const nn::Parallel parallel = make_parallel(job);
+  const ChosenDevice device = choose_device(job);
   const data::Dataset dataset = data::Dataset::open(settings.data.path);
   const std::string found = find_run(job);
   const std::string anchor = find_checkpoint(settings.anchor);
@@ -143,10 +146,12 @@ void run_expert_train(const Job& job) {
     throw UsageError(anchor +
                      " is a dense model, which has no place for an expert: give an anchor with experts");
   if (found.empty()) {
-    Stream compute, transfer, exchange;
-    Arena arena;
+    move_model(model, device.device);
+    Stream compute(device.device), transfer(device.device), exchange(device.device);
+    Arena arena(kArenaSlabBytes, false, device.device);
     Step step{compute, transfer, exchange, arena, model.params, job.clock, settings.train.seed};
     const std::int32_t source = most_picked_expert(step, model, parallel, dataset, settings);
+    model.params.move_to(Device::cpu);  // experts are made and taken out on the host
     const ExpertSlot from = model.slots.slots()[static_cast<std::size_t>(source)];
     const ExpertSlot slot = new_slot(settings, from, model.base_digest);
     const bool copied = slot.kind == ExpertKind::swiglu && from.kind == slot.kind;
@@ -161,7 +166,8 @@ void run_expert_train(const Job& job) {
   config::Settings effective = settings;
   effective.model = model.config;
   config::check(effective, model.slots.size(), job.world.size());
-  train_to_the_end(job, parallel, model, dataset);
+  train_to_the_end(job, parallel, model, dataset, device);
+  model.params.move_to(Device::cpu);
   if (job.world.rank() == 0)
     fmt::print(
         "while it is trained alone, the new expert is among the picks of every token; after assembly the "

@@ -68,7 +68,7 @@ data::SamplerOptions sampler_options(const config::Settings& settings, const Mod
 
 // What is about to happen, in three lines.
 std::string describe(const nn::Parallel& parallel, const Model& model, const data::Dataset& dataset,
-                     const train::TrainConfig& config) {
+                     const train::TrainConfig& config, const ChosenDevice& device) {
   const nn::ParamCounts counts = nn::count_params(model.config, model.slots);
   std::int64_t experts = 0, rows = 0;
   bool trunk = false;
@@ -81,13 +81,13 @@ std::string describe(const nn::Parallel& parallel, const Model& model, const dat
   return fmt::format(
       "model  {} parameters, {} at work on a token, {}; {} experts, {} picks per token\n"
       "learns {} experts, {} gate rows{}\n"
-      "ranks  {} = {} expert-parallel x {} replicas, {} threads each\n"
+      "ranks  {} = {} expert-parallel x {} replicas, {} threads each, on {}\n"
       "data   {} training tokens in {} domains; {} tokens a step; {} step {} of {}",
       report::short_number(static_cast<double>(counts.total)),
       report::short_number(static_cast<double>(counts.active)), to_string(model.config.dtype),
       model.slots.size(), model.config.num_experts_per_tok, experts, rows, trunk ? ", the trunk" : "",
       parallel.world().size(), parallel.expert_parallel_size(), parallel.num_replicas(),
-      omp_get_max_threads(),
+      omp_get_max_threads(), device.text,
       report::short_number(static_cast<double>(dataset.num_tokens(data::Split::train))),
       dataset.domains().size(), tokens, model.state.step > 0 ? "going on after" : "from", model.state.step,
       config.steps);
@@ -100,7 +100,7 @@ double ms_since(std::chrono::steady_clock::time_point start) {
 }  // namespace
 
 void train_to_the_end(const Job& job, const nn::Parallel& parallel, Model& model,
-                      const data::Dataset& dataset) {
+                      const data::Dataset& dataset, const ChosenDevice& device) {
   const config::Settings& settings = job.settings;
   const train::TrainConfig& config = settings.train;
   const Communicator& world = parallel.world();
@@ -114,12 +114,13 @@ void train_to_the_end(const Job& job, const nn::Parallel& parallel, Model& model
   const data::EvalSet eval_set(
       dataset, config.seq_len, config.eval_sequences,
       model.config.head == nn::Head::classifier ? data::Task::classification : data::Task::lm);
-  Arena arena;
+  move_model(model, device.device);
+  Arena arena(kArenaSlabBytes, false, device.device);
   train::Trainer trainer(model.config, config, model.params, model.slots, parallel, job.clock, arena,
                          experts_of_domains(model.slots, dataset.domains()));
   TrainingLog log(settings, model.slots, world.rank(), model.state.step);
 
-  log.say(describe(parallel, model, dataset, config));
+  log.say(describe(parallel, model, dataset, config, device));
 
   std::int64_t saved_step = model.state.step > 0 ? model.state.step : -1;
   const auto save = [&] {

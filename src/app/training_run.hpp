@@ -2,6 +2,7 @@
 #pragma once
 
 #include "app/commands.hpp"
+#include "app/device.hpp"
 #include "app/model_files.hpp"
 #include "moecollab/data/dataset.hpp"
 #include "moecollab/nn/parallel.hpp"
@@ -11,9 +12,9 @@ namespace moecollab::app {
 // OpenMP threads of this rank: settings.train.threads, or the host's cores shared between its ranks.
 void set_threads(const config::Settings& settings, const Communicator& world);
 
-// Trains `model` until settings.train.steps and leaves a checkpoint of the last step in settings.run.dir.
-// Collective.
+// Trains `model` on `device` until settings.train.steps and leaves a checkpoint of the last step in
+// settings.run.dir. Collective.
 void train_to_the_end(const Job& job, const nn::Parallel& parallel, Model& model,
-                      const data::Dataset& dataset);
+                      const data::Dataset& dataset, const ChosenDevice& device);
 
 }  // namespace moecollab::app

@@ -6,6 +6,7 @@
 
 #include "config/ini.hpp"
 #include "config/table.hpp"
+#include "moecollab/core/device.hpp"
 #include "moecollab/core/error.hpp"
 
 namespace moecollab::config {
@@ -47,14 +48,13 @@ bool Settings::is_given(const std::string& option) const {
   return std::find(given.begin(), given.end(), option) != given.end();
 }
 
-Device resolve_device(DeviceChoice choice) {
-  if (choice == DeviceChoice::cuda)
+void check_device(DeviceChoice choice) {
+  if (choice == DeviceChoice::cuda && !built_with_cuda())
     throw UsageError("device = cuda, but this build has no CUDA; allowed: auto, cpu");
-  return Device::cpu;
 }
 
 void check(const Settings& settings, std::int64_t num_experts, std::int64_t num_ranks) {
-  resolve_device(settings.device);
+  check_device(settings.device);
   nn::ModelConfig model = settings.model;
   if (model.vocab_size == 0) model.vocab_size = 1;  // both are known once the data is open
   if (model.head == nn::Head::classifier && model.num_labels == 0) model.num_labels = 2;

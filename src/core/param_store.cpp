@@ -71,6 +71,18 @@ void ParamStore::set_trainable(BlockId id, bool trainable) {
     *slot = trainable ? Tensor(accumulator, {b.numel}, device_) : Tensor();
 }
 
+void ParamStore::move_to(Device device) {
+  if (device == device_) return;
+  device_ = device;
+  for (Block& b : blocks_)
+    for (Tensor* slot : {&b.value_, &b.master_, &b.grad_, &b.exp_avg_, &b.exp_avg_sq_}) {
+      if (slot->empty()) continue;
+      Tensor moved(slot->dtype(), slot->shape(), device);
+      copy_convert(slot->view(), moved.view());
+      *slot = std::move(moved);
+    }
+}
+
 void ParamStore::initialise(BlockId id, std::uint64_t seed) {
   Block& b = block(id);
   const Tensor drawn(accumulator_dtype(), {b.numel});  // on the host: the same numbers for every device

@@ -26,14 +26,14 @@ void Transformer::prefill(Step& step, const Batch& batch, const std::vector<KvCa
   const TensorView last = step.arena.tensor(config_.dtype, {b, d});
   for (std::int64_t i = 0; i < b; ++i) {
     for (std::size_t l = 0; l < caches.size(); ++l) {
-      const auto copy = [&](TensorView from, TensorView to) {
+      const auto keep = [&](TensorView from, TensorView to) {
         // A prompt is shorter than its cache: as flat runs of positions.
         const std::int64_t width = from.dim(2) * from.dim(3), prompt = from.dim(1);
         copy(step.compute, from.rows(i, i + 1).reshaped({prompt, width}),
              to.rows(i, i + 1).reshaped({to.dim(1), width}).rows(0, prompt));
       };
-      copy(saved.blocks[l].attention.k, caches[l].k);
-      copy(saved.blocks[l].attention.v, caches[l].v);
+      keep(saved.blocks[l].attention.k, caches[l].k);
+      keep(saved.blocks[l].attention.v, caches[l].v);
     }
     const std::int64_t row = i * s + batch.lengths.as<std::int32_t>()[i] - 1;
     copy(step.compute, saved.hidden.rows(row, row + 1), last.rows(i, i + 1));

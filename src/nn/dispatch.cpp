@@ -163,8 +163,8 @@ std::int64_t chunk_rows(std::int64_t received, const DispatchLimits& limits, boo
   return std::max<std::int64_t>((rows + ops::kRowTile - 1) / ops::kRowTile, 1) * ops::kRowTile;
 }
 
-// Every rank's rows are as many as its experts can take, whatever the tokens chose, so the host knows them all:
-// rows_per_block of each pair of source and expert travel, and an expert works on rows_per_expert.
+// Every rank's rows are as many as its experts can take, whatever the tokens chose, so the host knows them
+// all: rows_per_block of each pair of source and expert travel, and an expert works on rows_per_expert.
 DispatchPlan plan_of_constant_rows(Step& step, DispatchPlan plan, const TravelOrder& travel,
                                    ConstTensorView counts, std::int64_t me, std::int64_t rows_per_block,
                                    std::int64_t rows_per_expert) {
@@ -194,9 +194,9 @@ DispatchPlan plan_of_constant_rows(Step& step, DispatchPlan plan, const TravelOr
 std::int64_t expert_capacity(double capacity_factor, std::int64_t top_k, std::int64_t global_tokens,
                              std::int64_t num_experts) {
   if (capacity_factor <= 0.0 || global_tokens == 0) return 0;
-  return static_cast<std::int64_t>(std::ceil(capacity_factor * static_cast<double>(top_k) *
-                                             static_cast<double>(global_tokens) /
-                                             static_cast<double>(num_experts)));
+  return static_cast<std::int64_t>(
+      std::ceil(capacity_factor * static_cast<double>(top_k) * static_cast<double>(global_tokens) /
+                static_cast<double>(num_experts)));
 }
 
 DispatchPlan make_dispatch_plan(Step& step, ConstTensorView picks, const ExpertSlots& slots,
@@ -241,7 +241,8 @@ DispatchPlan make_dispatch_plan(Step& step, ConstTensorView picks, const ExpertS
                     plan.slot_of_pick, sorted);
   }
   if (constant)
-    return plan_of_constant_rows(step, std::move(plan), travel, of_group, me, rows_per_block, rows_per_expert);
+    return plan_of_constant_rows(step, std::move(plan), travel, of_group, me, rows_per_block,
+                                 rows_per_expert);
 
   const PhaseScope wait(step.clock, Phase::all_to_all);
   const ConstTensorView on_host = read_back(step.compute, of_group);

@@ -1,7 +1,7 @@
 #include "moecollab/nn/moe_layer.hpp"
 
-#include <string>
 #include <optional>
+#include <string>
 #include <utility>
 
 #include "moecollab/ops/elementwise.hpp"
@@ -23,9 +23,10 @@ MoeLayer::MoeLayer(const ModelConfig& config, std::int64_t layer, const ParamSto
 
 namespace {
 
-// For each chunk: its rows of `sent` [num_sent,D] arrive in expert order (in `into` [num_rows,D], or in scratch
-// when that is empty()), work(c, in, out) makes as many rows out of them, and those go back to their places in
-// `returned` [num_sent,D]. With rows kept and several chunks, the next chunk is on its way meanwhile.
+// For each chunk: its rows of `sent` [num_sent,D] arrive in expert order (in `into` [num_rows,D], or in
+// scratch when that is empty()), work(c, in, out) makes as many rows out of them, and those go back to their
+// places in `returned` [num_sent,D]. With rows kept and several chunks, the next chunk is on its way
+// meanwhile.
 template <class Work>
 void through_experts(Step& step, const DispatchPlan& plan, const Communicator& group, TensorView sent,
                      TensorView into, TensorView returned, Work&& work) {
@@ -82,24 +83,21 @@ void MoeLayer::forward(Step& step, const Batch& batch, const TokenFacts& facts, 
                        TensorView sums, TensorView y, Saved& saved) const {
   const Communicator& group = parallel_.experts();
   router_.forward(step, batch, facts, x, sums, saved.routing);
-  saved.plan = make_dispatch_plan(
-      step, saved.routing.picks, slots_, parallel_,
-      {config_.max_rows, step.overlap_chunks,
-       expert_capacity(config_.capacity_factor, config_.num_experts_per_tok, batch.global_tokens,
-                       slots_.size()),
-       batch.max_rank_tokens});
+  saved.plan = make_dispatch_plan(step, saved.routing.picks, slots_, parallel_,
+                                  {config_.max_rows, step.overlap_chunks,
+                                   expert_capacity(config_.capacity_factor, config_.num_experts_per_tok,
+                                                   batch.global_tokens, slots_.size()),
+                                   batch.max_rank_tokens});
   const DispatchPlan& plan = saved.plan;
   saved.returned = step.arena.tensor(x.dtype, {plan.num_sent, x.dim(1)});
   if (plan.kept) {
     saved.expert_in = step.arena.tensor(x.dtype, {plan.num_rows, x.dim(1)});
-    for (const DispatchChunk& chunk : plan.chunks)
-      saved.experts.push_back(experts_.make_saved(step, chunk));
+    for (const DispatchChunk& chunk : plan.chunks) saved.experts.push_back(experts_.make_saved(step, chunk));
   }
   {
     const ArenaScope scope(step.arena);
-    const TensorView sent = plan.kept && group.size() == 1
-                                ? saved.expert_in
-                                : step.arena.tensor(x.dtype, saved.returned.shape);
+    const TensorView sent =
+        plan.kept && group.size() == 1 ? saved.expert_in : step.arena.tensor(x.dtype, saved.returned.shape);
     rows_in_travel_order(step, plan, x, sent);
     through_experts(step, plan, group, sent, saved.expert_in, saved.returned,
                     [&](std::size_t c, TensorView in, TensorView out) {
@@ -146,23 +144,22 @@ void MoeLayer::backward(Step& step, const Batch& batch, const TokenFacts& facts,
     const ArenaScope rows_scope(step.arena);
     const TensorView sent = step.arena.tensor(x.dtype, saved.returned.shape);
     rows_in_travel_order(step, plan, x, sent);
-    through_experts(step, plan, group, d_returned, {}, d_sent,
-                    [&](std::size_t c, TensorView d_out, TensorView d_in) {
-                      const DispatchChunk& chunk = plan.chunks[c];
-                      TensorView in;
-                      if (group.size() == 1) {
-                        in = own_rows(chunk, sent);
-                      } else {
-                        const TensorView received =
-                            step.arena.tensor(x.dtype, {chunk.num_received, x.dim(1)});
-                        in = step.arena.tensor(x.dtype, {chunk.num_rows, x.dim(1)});
-                        send_rows(step, step.compute, plan, chunk, sent, group, received);
-                        to_expert_order(step, chunk, received, in);
-                      }
-                      const Experts::Saved hidden = experts_.make_saved(step, chunk);
-                      experts_.forward(step, chunk, in, hidden, d_in);
-                      experts_.backward(step, chunk, d_out, in, hidden, d_in);
-                    });
+    through_experts(
+        step, plan, group, d_returned, {}, d_sent, [&](std::size_t c, TensorView d_out, TensorView d_in) {
+          const DispatchChunk& chunk = plan.chunks[c];
+          TensorView in;
+          if (group.size() == 1) {
+            in = own_rows(chunk, sent);
+          } else {
+            const TensorView received = step.arena.tensor(x.dtype, {chunk.num_received, x.dim(1)});
+            in = step.arena.tensor(x.dtype, {chunk.num_rows, x.dim(1)});
+            send_rows(step, step.compute, plan, chunk, sent, group, received);
+            to_expert_order(step, chunk, received, in);
+          }
+          const Experts::Saved hidden = experts_.make_saved(step, chunk);
+          experts_.forward(step, chunk, in, hidden, d_in);
+          experts_.backward(step, chunk, d_out, in, hidden, d_in);
+        });
   }
   {
     const PhaseScope phase(step.clock, Phase::permute);

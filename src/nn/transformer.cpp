@@ -206,8 +206,7 @@ LossReport Transformer::report(Step& step, const Batch& batch, const ops::Balanc
   const std::int64_t capacity = expert_capacity(config_.capacity_factor, config_.num_experts_per_tok,
                                                 batch.global_tokens, num_experts_);
   for (std::int64_t m = 0; m < config_.num_moe_layers(); ++m) {
-    const TensorView sums =
-        readback.sums.view().rows(m, m + 1).reshaped({2 * num_experts_ + 2});
+    const TensorView sums = readback.sums.view().rows(m, m + 1).reshaped({2 * num_experts_ + 2});
     for (std::int64_t e = 0; e < num_experts_; ++e) {
       report.picks.push_back(static_cast<std::int64_t>(sums.as<double>()[e]));
       if (capacity > 0) report.dropped_picks += std::max<std::int64_t>(report.picks.back() - capacity, 0);

@@ -51,7 +51,7 @@ class Loader {
     if (entry.dtype != DType::f32 && entry.dtype != DType::f64)
       fail(fmt::format("'{}' is {}; weights are kept in f32 or f64", entry.dataset, to_string(entry.dtype)));
     Tensor converted;
-    if (entry.dtype != to.dtype) converted = Tensor(entry.dtype, entry.shape);
+    if (entry.dtype != to.dtype || to.device != Device::cpu) converted = Tensor(entry.dtype, entry.shape);
     const TensorView memory = converted.empty() ? to : converted.view();
     try {
       auto file = files_.find(entry.file);

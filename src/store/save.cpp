@@ -5,6 +5,7 @@
 #include <exception>
 #include <filesystem>
 #include <functional>
+#include <list>
 #include <memory>
 #include <optional>
 
@@ -18,9 +19,15 @@ namespace moecollab::store {
 
 namespace {
 
-// The tensors of a block: weights, and the moments of one that trains.
-void append_block(const Block& block, std::vector<ShardTensor>& tensors) {
+// The tensors of a block: weights, and the moments of one that trains. Blocks on a device are copied to
+// `copies`, which must live as long as `tensors`.
+void append_block(const Block& block, std::vector<ShardTensor>& tensors, std::list<Tensor>& copies) {
   const auto append = [&](Slot slot, TensorView memory) {
+    if (memory.device != Device::cpu) {
+      copies.emplace_back(memory.dtype, memory.shape);
+      copy_convert(memory, copies.back().view());
+      memory = copies.back().view();
+    }
     for (std::size_t i = 0; i < block.params.size(); ++i)
       tensors.push_back({block.kind, block.uuid, slot, block.params[i].spec.name,
                          block.part(memory, static_cast<std::int32_t>(i))});
@@ -72,7 +79,8 @@ Manifest write_parts(const std::string& work, const Manifest& head, const ParamS
   if (world.rank() < num_shards) {
     const auto mine = share_trunk(*trunk, num_shards)[static_cast<std::size_t>(world.rank())];
     std::vector<ShardTensor> all, tensors;
-    append_block(*trunk, all);
+    std::list<Tensor> copies;
+    append_block(*trunk, all, copies);
     for (ShardTensor& tensor : all)
       if (std::binary_search(mine.begin(), mine.end(), trunk->find(tensor.name)))
         tensors.push_back(std::move(tensor));
@@ -83,11 +91,12 @@ Manifest write_parts(const std::string& work, const Manifest& head, const ParamS
   if (world.rank() == 0) {
     parts.blocks.push_back({BlockKind::trunk, {}, trunk->trainable, trunk->optimizer_step});
     std::vector<ShardTensor> rows;
+    std::list<Tensor> copies;
     for (const ExpertSlot& slot : slots.slots()) {
       const Block* router = params.find_block(BlockKind::router, slot.uuid);
       if (router == nullptr)
         throw CheckpointError(fmt::format("expert '{}' has no router rows: nothing was saved", slot.name));
-      append_block(*router, rows);
+      append_block(*router, rows, copies);
       parts.blocks.push_back({BlockKind::router, slot.uuid, router->trainable, router->optimizer_step});
     }
     if (!rows.empty()) note(write_shard(work, kRouterFile, rows, shared_attributes("router", head)), parts);
@@ -97,7 +106,8 @@ Manifest write_parts(const std::string& work, const Manifest& head, const ParamS
     const Block* expert = params.find_block(BlockKind::expert, slot.uuid);
     if (expert == nullptr) continue;
     std::vector<ShardTensor> tensors;
-    append_block(*expert, tensors);
+    std::list<Tensor> copies;
+    append_block(*expert, tensors, copies);
     note(write_shard(work, expert_file_name(slot.uuid), tensors,
                      expert_attributes(slot, head, expert->optimizer_step)),
          parts);

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numbers>
 
+#include "moecollab/core/device.hpp"
 #include "moecollab/train/batches.hpp"
 #include "moecollab/train/trainer.hpp"
 
@@ -80,7 +81,7 @@ DomainScore evaluate_domain(Step& step, const nn::Transformer& model, const nn::
     const TensorView logits =
         classifier ? step.arena.tensor(config.dtype, {batch.batch_size(), config.num_labels}) : TensorView{};
     const nn::LossReport report = model.evaluate(step, batch, {}, losses, classifier ? &logits : nullptr);
-    if (classifier) confusion.add(logits, batch.targets);
+    if (classifier) confusion.add(read_back(step.compute, logits), batch.targets);
     loss_sum += report.loss_sum;
     score.targets += batch.global_targets;
     for (const std::int64_t bytes : rows.target_bytes) score.bytes += bytes;

@@ -1,28 +1,60 @@
 #include "moecollab/train/gradients.hpp"
 
+#include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <string>
+#include <vector>
 
+#include "moecollab/core/device.hpp"
 #include "moecollab/ops/adamw.hpp"
 #include "moecollab/ops/elementwise.hpp"
 
 namespace moecollab::train {
 
-void reduce_gradients(Step& step, const nn::Parallel& parallel) {
-  const PhaseScope phase(step.clock, Phase::all_reduce);
-  const ArenaScope scope(step.arena);
-  std::int64_t router_numel = 0;
-  for (const Block& block : step.params.blocks()) {
-    if (!block.trainable) continue;
-    if (block.kind == BlockKind::trunk) parallel.world().all_reduce_sum(step.compute, block.grad());
-    if (block.kind == BlockKind::expert && parallel.num_replicas() > 1)
-      parallel.replicas().all_reduce_sum(step.compute, block.grad());
-    if (block.kind == BlockKind::router) router_numel += block.numel;
+namespace {
+
+// A run of a block's elements whose parameters belong to one layer; -1: to none.
+struct LayerRange {
+  std::int64_t layer = -1, begin = 0, end = 0;
+};
+
+// The layer in a name like "layers.3.self_attn.q_proj.weight".
+std::int64_t layer_of(const std::string& name) {
+  static const std::string prefix = "layers.";
+  return name.starts_with(prefix) ? std::stoll(name.substr(prefix.size())) : -1;
+}
+
+std::vector<LayerRange> layer_ranges(const Block& block) {
+  std::vector<LayerRange> ranges;
+  for (std::size_t i = 0; i < block.params.size(); ++i) {
+    const std::int64_t layer = layer_of(block.params[i].spec.name);
+    const std::int64_t end = i + 1 < block.params.size() ? block.params[i + 1].offset : block.numel;
+    if (ranges.empty() || ranges.back().layer != layer)
+      ranges.push_back({layer, block.params[i].offset, end});
+    ranges.back().end = end;
   }
-  // Router blocks are many and small: one message for all.
-  if (router_numel == 0 || parallel.world().size() == 1) return;
-  const TensorView packed = step.arena.tensor(step.params.accumulator_dtype(), {router_numel});
+  return ranges;
+}
+
+void reduce_layer(Step& step, const nn::Parallel& parallel, std::int64_t layer) {
+  for (const Block& block : step.params.blocks()) {
+    if (!block.trainable || block.kind == BlockKind::router) continue;
+    if (block.kind == BlockKind::expert && parallel.num_replicas() == 1) continue;
+    const Communicator& group = block.kind == BlockKind::trunk ? parallel.world() : parallel.replicas();
+    for (const LayerRange& range : layer_ranges(block))
+      if (range.layer == layer)
+        group.all_reduce_sum(step.transfer, block.grad().rows(range.begin, range.end));
+  }
+}
+
+// Router blocks are many and small: one message for all.
+void reduce_routers(Step& step, const nn::Parallel& parallel) {
+  std::int64_t numel = 0;
+  for (const Block& block : step.params.blocks())
+    if (block.trainable && block.kind == BlockKind::router) numel += block.numel;
+  if (numel == 0) return;
+  const ArenaScope scope(step.arena);
+  const TensorView packed = step.arena.tensor(step.params.accumulator_dtype(), {numel});
   const auto for_each_router = [&](auto&& move) {
     std::int64_t at = 0;
     for (const Block& block : step.params.blocks()) {
@@ -31,31 +63,56 @@ void reduce_gradients(Step& step, const nn::Parallel& parallel) {
       at += block.numel;
     }
   };
-  for_each_router([&](TensorView grad, TensorView part) { ops::cast(step.compute, grad, part); });
+  for_each_router([&](TensorView grad, TensorView part) { copy(step.compute, grad, part); });
   parallel.world().all_reduce_sum(step.compute, packed);
-  for_each_router([&](TensorView grad, TensorView part) { ops::cast(step.compute, part, grad); });
+  for_each_router([&](TensorView grad, TensorView part) { copy(step.compute, part, grad); });
+}
+
+}  // namespace
+
+void reduce_gradients(Step& step, const nn::Parallel& parallel, const nn::GradientEvents& done) {
+  if (parallel.world().size() == 1) return;
+  const PhaseScope phase(step.clock, Phase::all_reduce);
+  std::int64_t num_layers = 0;
+  for (const Block& block : step.params.blocks())
+    for (const LayerRange& range : layer_ranges(block)) num_layers = std::max(num_layers, range.layer + 1);
+  const Event all_done = step.compute.record();
+  for (std::int64_t l = num_layers; l-- > -1;) {  // -1 is what belongs to no layer
+    const auto i = static_cast<std::size_t>(l);
+    step.transfer.wait(l >= 0 && i < done.layers.size() ? done.layers[i] : all_done);
+    reduce_layer(step, parallel, l);
+  }
+  step.compute.wait(step.transfer.record());
+  reduce_routers(step, parallel);
 }
 
 double global_grad_norm(Step& step, const nn::Parallel& parallel) {
   const PhaseScope phase(step.clock, Phase::optimizer);
+  const ArenaScope scope(step.arena);
+  std::vector<ConstTensorView> grads;
+  std::vector<bool> is_expert;
+  for (const Block& block : step.params.blocks()) {
+    if (!block.trainable) continue;
+    grads.push_back(block.grad());
+    is_expert.push_back(block.kind == BlockKind::expert);
+  }
+  const TensorView sums = step.arena.tensor(DType::f64, {static_cast<std::int64_t>(grads.size())});
+  ops::sum_of_squares(step.compute, grads, sums);
+  const ConstTensorView on_host = read_back(step.compute, sums);
   double replicated = 0.0, experts = 0.0;
-  for (const Block& block : step.params.blocks())
-    if (block.trainable)
-      (block.kind == BlockKind::expert ? experts : replicated) +=
-          ops::sum_of_squares(step.compute, block.grad());
+  for (std::size_t i = 0; i < grads.size(); ++i)
+    (is_expert[i] ? experts : replicated) += on_host.as<double>()[i];
   parallel.experts().all_reduce_sum(step.compute, {&experts, DType::f64, Device::cpu, {1}});
-  step.compute.synchronize();
   return std::sqrt(replicated + experts);
 }
 
 void apply_adamw(Step& step, const OptimizerConfig& config, double learning_rate, double grad_scale) {
   const PhaseScope phase(step.clock, Phase::optimizer);
+  std::vector<ops::AdamWRange> ranges;
   for (const Block& view : step.params.blocks()) {
     if (!view.trainable) continue;
     Block& block = step.params.block(view.id);
     ++block.optimizer_step;
-    ops::AdamWOptions options{learning_rate, config.beta1, config.beta2,        config.eps,
-                              0.0,           grad_scale,   block.optimizer_step};
     // Neighbours that decay alike are one flat range.
     for (std::size_t i = 0; i < block.params.size();) {
       const ParamSpec& spec = block.params[i].spec;
@@ -65,24 +122,27 @@ void apply_adamw(Step& step, const OptimizerConfig& config, double learning_rate
              block.params[next].spec.buffer == spec.buffer)
         ++next;
       const std::int64_t end = next < block.params.size() ? block.params[next].offset : block.numel;
-      options.weight_decay = spec.decay ? config.weight_decay : 0.0;
       if (!spec.buffer)
-        ops::adamw_update(step.compute, block.grad().rows(begin, end), options,
-                          block.master().rows(begin, end), block.exp_avg().rows(begin, end),
-                          block.exp_avg_sq().rows(begin, end),
-                          block.has_separate_master() ? block.value().rows(begin, end) : TensorView{});
+        ranges.push_back({block.grad().rows(begin, end), block.master().rows(begin, end),
+                          block.exp_avg().rows(begin, end), block.exp_avg_sq().rows(begin, end),
+                          block.has_separate_master() ? block.value().rows(begin, end) : TensorView{},
+                          spec.decay ? config.weight_decay : 0.0, block.optimizer_step});
       i = next;
     }
   }
+  ops::adamw_update(step.compute, ranges,
+                    {learning_rate, config.beta1, config.beta2, config.eps, grad_scale});
 }
 
-void update_selection_bias(ParamStore& params, const ExpertSlots& slots,
+void update_selection_bias(Stream& stream, ParamStore& params, const ExpertSlots& slots,
                            std::span<const std::int64_t> moe_layers, std::span<const std::int64_t> picks,
                            double rate) {
   const auto list = slots.slots();
   const auto learns = [&](std::size_t e) {
     return params.find_block(BlockKind::router, list[e].uuid)->trainable;
   };
+  std::vector<std::vector<std::int64_t>> offsets(list.size());
+  std::vector<std::vector<double>> changes(list.size());
   for (std::size_t m = 0; m < moe_layers.size(); ++m) {
     const auto counts = picks.subspan(m * list.size(), list.size());
     double mean = 0.0;
@@ -103,14 +163,14 @@ void update_selection_bias(ParamStore& params, const ExpertSlots& slots,
     for (std::size_t e = 0; e < list.size(); ++e) {
       if (!learns(e)) continue;
       const ParamId id = params.find(BlockKind::router, list[e].uuid, name);
-      const Block& block = params.block(id.block);
-      const TensorView bias = block.part(block.master(), id.index);
-      if (bias.dtype == DType::f64)
-        *bias.as<double>() += change[e] - mean_change;
-      else
-        *bias.as<float>() += static_cast<float>(change[e] - mean_change);
+      offsets[e].push_back(params.block(id.block).params[static_cast<std::size_t>(id.index)].offset);
+      changes[e].push_back(change[e] - mean_change);
     }
   }
+  for (std::size_t e = 0; e < list.size(); ++e)
+    if (!offsets[e].empty())
+      ops::add_scalars(stream, offsets[e], changes[e],
+                       params.find_block(BlockKind::router, list[e].uuid)->master());
 }
 
 }  // namespace moecollab::train

@@ -102,6 +102,7 @@ void check(const TrainConfig& config, std::int64_t num_ranks, std::int64_t max_p
   at_least("train.keep_checkpoints", config.keep_checkpoints, 1);
   not_negative("train.log_every_s", config.log_every_s);
   at_least("train.threads", config.threads, 0);
+  at_least("train.overlap_chunks", config.overlap_chunks, 1);
   not_negative("train.selection_bias_rate", config.selection_bias_rate);
   not_negative("balance.balance", config.balance.balance);
   not_negative("balance.z_loss", config.balance.z_loss);

@@ -114,6 +114,7 @@ const std::map<std::string, Texts> kSamples{
     {"train.keep_checkpoints", {"5"}},
     {"train.log_every_s", {"0.5"}},
     {"train.threads", {"2"}},
+    {"train.overlap_chunks", {"4"}},
     {"train.selection_bias_rate", {"0.001"}},
     {"balance.balance", {"0.01"}},
     {"balance.z_loss", {"0.0001"}},

@@ -18,7 +18,7 @@ class OneStep {
   void run() {
     const nn::Transformer many_model = many.transformer(), one_model = one.transformer();
     many_result = many.forward_backward(many_model);
-    train::reduce_gradients(many.step, parallel);
+    train::reduce_gradients(many.step, parallel, {});
     one_result = one.forward_backward(one_model);
   }
   void expect_same() {
@@ -171,8 +171,8 @@ TEST(ParallelGradients, DoNotDependOnTheRowBudget) {
       TinyModel whole(spec, parallel), chunked(budget, parallel, true);
       const nn::Transformer whole_model = whole.transformer(), chunked_model = chunked.transformer();
       EXPECT_EQ(whole.forward_backward(whole_model).total(), chunked.forward_backward(chunked_model).total());
-      train::reduce_gradients(whole.step, parallel);
-      train::reduce_gradients(chunked.step, parallel);
+      train::reduce_gradients(whole.step, parallel, {});
+      train::reduce_gradients(chunked.step, parallel, {});
       for (const Block& block : whole.params.blocks())
         EXPECT_TRUE(same_bits(block.grad(), chunked.params.find_block(block.kind, block.uuid)->grad()))
             << to_string(block.kind);

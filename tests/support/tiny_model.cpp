@@ -147,6 +147,7 @@ std::vector<OwnedBatch> tiny_batches(const TinySpec& spec, std::int64_t step, st
   }
   for (OwnedBatch& batch : batches) {
     batch.view.global_targets_of_step = targets_of_step;
+    batch.view.max_rank_tokens = (spec.sequences + size - 1) / size * spec.seq_len;
     batch.view.micro_batches = spec.micro_batches;
   }
   return batches;
@@ -158,19 +159,24 @@ std::vector<nn::Batch> views(const std::vector<OwnedBatch>& batches) {
   return list;
 }
 
-TinyModel::TinyModel(const TinySpec& tiny, const nn::Parallel& parallel, bool poison)
-    : TinyModel(tiny, parallel, tiny_slots(tiny, parallel.expert_parallel_size()), poison) {}
+TinyModel::TinyModel(const TinySpec& tiny, const nn::Parallel& parallel, bool poison, Device device)
+    : TinyModel(tiny, parallel, tiny_slots(tiny, parallel.expert_parallel_size()), poison, device) {}
 
-TinyModel::TinyModel(const TinySpec& tiny, const nn::Parallel& parallel, ExpertSlots slots_in, bool poison)
+TinyModel::TinyModel(const TinySpec& tiny, const nn::Parallel& parallel, ExpertSlots slots_in, bool poison,
+                     Device device)
     : spec(tiny),
       slots(std::move(slots_in)),
       experts_of_domain(tiny_experts_of_domain(tiny)),
       params(nn::make_params(tiny.config, slots, parallel.expert_rank(), true)),
       batches(tiny_batches(tiny, 0, parallel.world().rank(), parallel.world().size())),
-      arena(std::int64_t{1} << 18, poison),
+      arena(std::int64_t{1} << 18, poison, device),
+      compute(device),
+      transfer(device),
+      exchange(device),
       parallel_(parallel) {
   nn::check(spec.config, slots.size());
   fill_lively(spec, params);
+  params.move_to(device);
 }
 
 TinyModel::Result TinyModel::evaluate(const nn::Transformer& model) {
@@ -255,7 +261,7 @@ double relu_margin(const TinyModel& tiny, const nn::MoeLayer::Saved& saved) {
     const std::int64_t end = at + (rows.end - rows.begin) * slot.width;
     for (; at < end; ++at)
       if (slot.kind == ExpertKind::adapter)
-        margin = std::min(margin, std::fabs(value_at(saved.experts.up, at)));
+        margin = std::min(margin, std::fabs(value_at(saved.experts[0].up, at)));
   }
   return margin;
 }
@@ -286,6 +292,14 @@ TinySpec settled(TinySpec spec, double margin) {
     if (decision_margin(tiny) >= margin) return spec;
   }
   throw std::runtime_error("no seed of " + spec.name + " keeps the margin");
+}
+
+std::vector<std::int64_t> rows_per_slot(const nn::DispatchPlan& plan, std::int64_t num_experts) {
+  std::vector<std::int64_t> rows(static_cast<std::size_t>(num_experts), 0);
+  for (const nn::DispatchChunk& chunk : plan.chunks)
+    for (const nn::ExpertRows& run : chunk.experts)
+      rows[static_cast<std::size_t>(run.slot)] += run.end - run.begin;
+  return rows;
 }
 
 }  // namespace moecollab::test

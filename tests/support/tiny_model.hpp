@@ -62,8 +62,10 @@ std::vector<nn::Batch> views(const std::vector<OwnedBatch>& batches);
 class TinyModel {
  public:
   // `parallel` must outlive it. `slots` gives other experts than the spec's own.
-  TinyModel(const TinySpec& tiny, const nn::Parallel& parallel, bool poison = false);
-  TinyModel(const TinySpec& tiny, const nn::Parallel& parallel, ExpertSlots slots_in, bool poison = false);
+  TinyModel(const TinySpec& tiny, const nn::Parallel& parallel, bool poison = false,
+            Device device = Device::cpu);
+  TinyModel(const TinySpec& tiny, const nn::Parallel& parallel, ExpertSlots slots_in, bool poison = false,
+            Device device = Device::cpu);
 
   nn::Transformer transformer() const { return {spec.config, params, slots, parallel_, experts_of_domain}; }
   // Mean cross-entropy of the global batch plus auxiliary losses, as training sees them; dropped picks.
@@ -90,6 +92,9 @@ class TinyModel {
  private:
   const nn::Parallel& parallel_;
 };
+
+// Rows that each expert of this rank works on, over all chunks.
+std::vector<std::int64_t> rows_per_slot(const nn::DispatchPlan& plan, std::int64_t num_experts);
 
 // How far every decision is from its other side: the gap between the last pick and the first one not picked
 // (in what is compared: logits, or scores plus bias), and |pre-activation| of relu. One rank.

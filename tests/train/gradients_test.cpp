@@ -42,7 +42,7 @@ TEST_F(Updates, NormCountsEveryTrainableBlockOnce) {
 TEST_F(Updates, OneRankHasNothingToSum) {
   std::vector<Tensor> before;
   for (const Block& block : tiny_.params.blocks()) before.push_back(copy_of(block.grad()));
-  train::reduce_gradients(tiny_.step, single_);
+  train::reduce_gradients(tiny_.step, single_, {});
   for (std::size_t i = 0; i < before.size(); ++i)
     EXPECT_TRUE(same_bits(before[i].view(), tiny_.params.blocks()[i].grad()));
 }
@@ -92,7 +92,7 @@ TEST_F(Updates, SelectionBiasMovesTowardsTheMean) {
   const std::vector<std::int64_t> layers = {0, 1};
   const std::vector<std::int64_t> picks = {10, 40, 30, 20,   // mean 25: low, (frozen), high, low
                                            25, 5,  25, 45};  // mean 25: on it, (frozen), on it, high
-  train::update_selection_bias(tiny_.params, tiny_.slots, layers, picks, 0.03);
+  train::update_selection_bias(tiny_.compute, tiny_.params, tiny_.slots, layers, picks, 0.03);
   const double third = 0.01;  // layer 0: mean of (+, -, +) 0.03 = 0.01; layer 1: of (0, 0, -) = -0.01
   const double want[2][4] = {{0.03 - third, 0.0, -0.03 - third, 0.03 - third},
                              {third, 0.0, third, -0.03 + third}};

@@ -69,8 +69,8 @@ struct Settings {
 
 const char* to_string(DeviceChoice choice);
 
-// The device to work on. Throws UsageError for one this build has no code for.
-Device resolve_device(DeviceChoice choice);
+// Throws UsageError for a device that this build has no code for.
+void check_device(DeviceChoice choice);
 
 // The rules that span more than one struct, then those of each struct, for a command that runs on `num_ranks`
 // ranks. `num_experts`: experts of the model in use (settings.expert.num_experts for a fresh one). A

@@ -27,6 +27,7 @@ struct CudaDeviceInfo {
 };
 // Of device `index`. Throws UsageError when there is no such device.
 CudaDeviceInfo cuda_device_info(int index);
+CudaDeviceInfo current_cuda_device();  // of the one in use
 // All CUDA work of this process goes to device `index`. Throws UsageError when it cannot be used, or is not
 // one that the kernels of this build were compiled for.
 void use_cuda_device(int index);
@@ -40,8 +41,8 @@ void fill_zero(Stream& stream, TensorView to);
 // A host view of `from`, valid until the next call: itself when it lies on the host. Waits for the stream.
 ConstTensorView read_back(Stream& stream, ConstTensorView from);
 
-// A host view of `from`: itself when it lies on the host, else a copy in `storage`. Waits. For files, tests and
-// reports, not for the step.
+// A host view of `from`: itself when it lies on the host, else a copy in `storage`. Waits. For files, tests
+// and reports, not for the step.
 ConstTensorView on_host(ConstTensorView from, Tensor& storage);
 
 }  // namespace moecollab

@@ -13,7 +13,8 @@
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
-// A shared array or, with no dimension, a shared scalar: MC_SHARED(float, tile, [16][17]); MC_SHARED(int, total);
+// A shared array or, with no dimension, a shared scalar: MC_SHARED(float, tile, [16][17]); MC_SHARED(int,
+// total);
 #define MC_SHARED(T, name, ...) __shared__ __align__(16) T name __VA_ARGS__
 // The block's dynamic shared memory.
 #define MC_SHARED_DYNAMIC(T, name)                              \
@@ -71,12 +72,12 @@ cudaError_t launch(const Kernel<P...>& kernel, const Launch& how, A&&... args) {
       values);
 #else
   cudasim::LaunchInfo info{
-      kernel.name,      how.grid, how.block, how.shared_bytes, reinterpret_cast<const void*>(kernel.function),
+      kernel.name, how.grid, how.block, how.shared_bytes, reinterpret_cast<const void*>(kernel.function),
       kernel.loc};
   cudaError_t bad = cudaSuccess;
   int index = 0;
   auto check = [&](const auto& v) {
-    if constexpr (std::is_pointer_v<std::remove_cvref_t<decltype(v)>>)
+    if constexpr (std::is_pointer_v<std::remove_cvref_t<decltype(v)> >)
       if (bad == cudaSuccess) bad = cudasim::check_pointer_argument(info, index, v);
     ++index;
   };
@@ -107,6 +108,6 @@ void allow_shared(void (*kernel)(P...), std::size_t bytes) {
 #define MC_KERNEL(kernel) \
   ::moecollab::gpu::Kernel { kernel, #kernel, cudasim::Loc::current() }
 #endif
-#define MC_LAUNCH(kernel, how, ...)                                                                   \
+#define MC_LAUNCH(kernel, how, ...)                                                                    \
   ::moecollab::check_cuda(::moecollab::gpu::launch(MC_KERNEL(kernel), how __VA_OPT__(, ) __VA_ARGS__), \
                           #kernel)

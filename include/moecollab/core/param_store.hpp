@@ -90,6 +90,8 @@ class ParamStore {
   void remove_block(BlockId id);                   // between steps only
   void set_trainable(BlockId id, bool trainable);  // frees or zero-allocates gradient and moments
 
+  void move_to(Device device);  // all slots of all blocks; waits
+
   // Fills the block's values by its specs. The draws depend only on (seed, kind, uuid, parameter name).
   void initialise(BlockId id, std::uint64_t seed);
   // After writing to master(): rounds it into value(). Nothing to do in f32 and f64.

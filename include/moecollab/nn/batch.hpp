@@ -14,8 +14,8 @@ struct Batch {
   ConstTensorView segments;  // [B,S] i32 document of each token, unique in the rank's batch, -1 = padding
   ConstTensorView domains;   // [B,S] i32 domain of each token, -1 = padding
   // Over all ranks, of this micro-batch:
-  std::int64_t global_targets = 0;  // targets that are not -1
-  std::int64_t global_tokens = 0;   // valid tokens; 0 in generation, where capacity drops no pick
+  std::int64_t global_targets = 0;   // targets that are not -1
+  std::int64_t global_tokens = 0;    // valid tokens; 0 in generation, where capacity drops no pick
   std::int64_t max_rank_tokens = 0;  // the most tokens that a rank has, padding included
   std::int64_t global_targets_of_step =
       0;  // summed over the micro-batches of the step: what the loss is divided by

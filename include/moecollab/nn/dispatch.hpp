@@ -52,8 +52,8 @@ std::int64_t expert_capacity(double capacity_factor, std::int64_t top_k, std::in
 
 // Sorts the picks [T,K] i32 and exchanges the counts: the only wait of the host before rows move. Picks over
 // capacity (in token order over the whole micro-batch) are dropped on every rank alike. With a capacity on a
-// CUDA device nothing waits, unless the rows exceed max_rows: every expert then has as many rows as it can take,
-// and what is not filled is zeros. Memory of the plan is from step.arena.
+// CUDA device nothing waits, unless the rows exceed max_rows: every expert then has as many rows as it can
+// take, and what is not filled is zeros. Memory of the plan is from step.arena.
 DispatchPlan make_dispatch_plan(Step& step, ConstTensorView picks, const ExpertSlots& slots,
                                 const Parallel& parallel, const DispatchLimits& limits);
 

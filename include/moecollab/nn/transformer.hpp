@@ -59,7 +59,8 @@ class Transformer {
   Transformer(const Transformer&) = delete;
   Transformer& operator=(const Transformer&) = delete;
 
-  // Batches come from the host, whatever the device. The bare forward pass; `saved` shows what every layer computed (memory from the arena).
+  // Batches come from the host, whatever the device. The bare forward pass; `saved` shows what every layer
+  // computed (memory from the arena).
   void forward(Step& step, const Batch& batch, Saved& saved) const;
 
   // One micro-batch: parameter gradients accumulate. Every rank of the job calls it, with its own part of the
@@ -79,7 +80,8 @@ class Transformer {
   // neighbours. Every rank calls prefill and decode, also without a sequence. Caches for `batch` sequences of
   // up to `max_len` positions; memory from the arena.
   std::vector<KvCache> make_caches(Arena& arena, std::int64_t batch, std::int64_t max_len) const;
-  // Tokens and positions are on the host. Reads a whole prompt [B,S] and fills the caches; logits [B,V] after each sequence's last valid token.
+  // Tokens and positions are on the host. Reads a whole prompt [B,S] and fills the caches; logits [B,V] after
+  // each sequence's last valid token.
   void prefill(Step& step, const Batch& batch, const std::vector<KvCache>& caches, TensorView logits) const;
   // One more token per sequence: tokens [B] i32 at positions [B] i32; logits [B,V].
   void decode(Step& step, ConstTensorView tokens, ConstTensorView positions,

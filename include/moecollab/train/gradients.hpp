@@ -8,13 +8,16 @@
 #include "moecollab/core/expert_slots.hpp"
 #include "moecollab/core/step.hpp"
 #include "moecollab/nn/parallel.hpp"
+#include "moecollab/nn/transformer.hpp"
 #include "moecollab/train/train_config.hpp"
 
 namespace moecollab::train {
 
 // Plain sums (the loss was divided once, by the global number of targets): trunk and router gradients over
-// all ranks, expert gradients over the replicas that hold the same expert. Waits.
-void reduce_gradients(Step& step, const nn::Parallel& parallel);
+// all ranks, expert gradients over the replicas that hold the same expert. Queued on step.transfer: the sums
+// of a layer start when `done` says that its gradients are complete, under the rest of backward; step.compute
+// goes on after the last one.
+void reduce_gradients(Step& step, const nn::Parallel& parallel, const nn::GradientEvents& done);
 
 // sqrt of the sum of squares of all gradients of the model: what every rank holds counts once, every expert
 // once. The same bits on every rank. Waits.
@@ -27,7 +30,7 @@ void apply_adamw(Step& step, const OptimizerConfig& config, double learning_rate
 // Aux-loss-free balancing (Wang et al., 2024), after an update: b_i += d_i - mean(d), d_i = rate *
 // sign(mean(picks) - picks_i), over the experts whose router rows learn; frozen rows keep their bias. picks:
 // [MoE layers * E] of the whole step over all ranks, by slot.
-void update_selection_bias(ParamStore& params, const ExpertSlots& slots,
+void update_selection_bias(Stream& stream, ParamStore& params, const ExpertSlots& slots,
                            std::span<const std::int64_t> moe_layers, std::span<const std::int64_t> picks,
                            double rate);
 

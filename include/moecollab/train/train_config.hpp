@@ -44,7 +44,9 @@ struct TrainConfig {
   std::int64_t keep_checkpoints = 2;  // the newest ones kept
   double log_every_s = 2.0;           // least time between progress lines
   std::int64_t threads = 0;           // OpenMP threads per rank; 0: cores / ranks on this host
-  double selection_bias_rate = 0.0;   // u of aux-loss-free balancing; 0: off
+  std::int64_t overlap_chunks =
+      1;  // parts in which a layer's rows travel between ranks while the experts work; 1: no overlap
+  double selection_bias_rate = 0.0;  // u of aux-loss-free balancing; 0: off
   ops::BalanceOptions balance;
   OptimizerConfig optimizer;
 };

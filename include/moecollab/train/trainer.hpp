@@ -53,10 +53,11 @@ class Trainer {
   const TrainConfig config_;
   ExpertSlots& slots_;
   const nn::Parallel& parallel_;
-  Stream compute_, transfer_;
+  Stream compute_, transfer_, exchange_;
   Step step_;
   nn::Transformer model_;
   std::vector<std::int64_t> moe_layers_;
+  std::vector<nn::Readback> readbacks_;  // by micro-batch
 };
 
 // Fills the global counts of the micro-batches of one step: one all-reduce.

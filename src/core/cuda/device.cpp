@@ -12,7 +12,8 @@
 namespace moecollab {
 
 void throw_cuda_error(cudaError_t error, const char* call, std::source_location where) {
-  const std::string what = std::string(call) + ": " + cudaGetErrorName(error) + ", " + cudaGetErrorString(error);
+  const std::string what =
+      std::string(call) + ": " + cudaGetErrorName(error) + ", " + cudaGetErrorString(error);
   switch (error) {
     case cudaErrorMemoryAllocation:
       throw UsageError(what +
@@ -45,10 +46,10 @@ CudaDevices cuda_devices() {
 CudaDeviceInfo cuda_device_info(int index) {
   const CudaDevices devices = cuda_devices();
   if (index < 0 || index >= devices.num)
-    throw UsageError("there is no CUDA device " + std::to_string(index) + ": " +
-                     (devices.num == 0 ? devices.why_none
-                                       : "this process sees " + std::to_string(devices.num)) +
-                     "; use --device cpu");
+    throw UsageError(
+        "there is no CUDA device " + std::to_string(index) + ": " +
+        (devices.num == 0 ? devices.why_none : "this process sees " + std::to_string(devices.num)) +
+        "; use --device cpu");
   CudaDeviceInfo info;
   cudaDeviceProp properties{};
   check_cuda(cudaGetDeviceProperties(&properties, index), "cudaGetDeviceProperties");
@@ -63,12 +64,19 @@ CudaDeviceInfo cuda_device_info(int index) {
   return info;
 }
 
+CudaDeviceInfo current_cuda_device() {
+  int index = 0;
+  check_cuda(cudaGetDevice(&index), "cudaGetDevice");
+  return cuda_device_info(index);
+}
+
 void use_cuda_device(int index) {
   const CudaDevices devices = cuda_devices();
   if (index < 0 || index >= devices.num)
     throw UsageError("--device cuda: " +
-                     (devices.num == 0 ? devices.why_none
-                                       : "device " + std::to_string(index) + " of " + std::to_string(devices.num)) +
+                     (devices.num == 0
+                          ? devices.why_none
+                          : "device " + std::to_string(index) + " of " + std::to_string(devices.num)) +
                      "; use --device cpu");
   check_cuda(cudaSetDevice(index), "cudaSetDevice");
   const CudaDeviceInfo info = cuda_device_info(index);
@@ -90,7 +98,8 @@ void cuda_set_bytes(void* p, int value, std::int64_t bytes) {
   check_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
 }
 void cuda_copy_bytes(void* to, const void* from, std::int64_t bytes) {
-  check_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");  // our streams do not wait for the default one
+  check_cuda(cudaDeviceSynchronize(),
+             "cudaDeviceSynchronize");  // our streams do not wait for the default one
   check_cuda(cudaMemcpy(to, from, static_cast<std::size_t>(bytes), cudaMemcpyDefault), "cudaMemcpy");
   check_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
 }
@@ -158,7 +167,8 @@ Event Stream::record() {
   if (!impl_) return event;
   cudaEvent_t handle = nullptr;
   check_cuda(cudaEventCreateWithFlags(&handle, cudaEventDisableTiming), "cudaEventCreate");
-  event.handle_ = std::shared_ptr<void>(handle, [](void* p) { cudaEventDestroy(static_cast<cudaEvent_t>(p)); });
+  event.handle_ =
+      std::shared_ptr<void>(handle, [](void* p) { cudaEventDestroy(static_cast<cudaEvent_t>(p)); });
   check_cuda(cudaEventRecord(handle, impl_->stream), "cudaEventRecord");
   return event;
 }
@@ -213,7 +223,8 @@ void* Stream::host_scratch(std::int64_t bytes) {
 }
 
 std::int64_t Stream::scratch_bytes() const {
-  return impl_ ? impl_->scratch_bytes + impl_->host_bytes + (impl_->ring != nullptr ? Impl::kRingBytes : 0) : 0;
+  return impl_ ? impl_->scratch_bytes + impl_->host_bytes + (impl_->ring != nullptr ? Impl::kRingBytes : 0)
+               : 0;
 }
 
 std::shared_ptr<void>& Stream::state_slot(const void* key) { return impl_->states[key]; }

@@ -19,6 +19,7 @@ namespace {
 bool built_with_cuda() { return false; }
 CudaDevices cuda_devices() { return {0, "this build has no CUDA"}; }
 CudaDeviceInfo cuda_device_info(int) { refuse(); }
+CudaDeviceInfo current_cuda_device() { refuse(); }
 void use_cuda_device(int) { refuse(); }
 
 void* cuda_allocate(std::int64_t) { refuse(); }
