@@ -56,7 +56,7 @@ void experts_forward(Stream& stream, Arena& arena, const T* x, std::int64_t dim,
     const std::int64_t rows = num_rows(expert), at = expert.row_begin * dim;
     GemmProblem<T> in = problem(rows, expert.width, dim, x + at, gated ? expert.w_gate : expert.w_up);
     if (gated) in.b2 = expert.w_up;
-    in.gate = expert.saved_gate;
+    in.gate = gated ? expert.saved_gate : nullptr;
     in.up = expert.saved_up;
     in.out = hidden[i];
     to_hidden.push_back(in);
@@ -90,7 +90,7 @@ void experts_backward(Stream& stream, Arena& arena, const T* dy, const T* x, std
     const bool gated = expert.kind == ExpertKind::swiglu;
     const std::int64_t rows = num_rows(expert), at = expert.row_begin * dim, width = expert.width;
     GemmProblem<T> to_dh = problem(rows, width, dim, dy + at, expert.w_down);
-    to_dh.gate = expert.saved_gate;
+    to_dh.gate = gated ? expert.saved_gate : nullptr;
     to_dh.up = expert.saved_up;
     to_dh.out = hidden[i];
     to_hidden.push_back(to_dh);

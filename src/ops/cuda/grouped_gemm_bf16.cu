@@ -128,7 +128,7 @@ __device__ __forceinline__ void load_fragments(const BFloat16* stage, int step, 
 #pragma unroll
   for (int i = 0; i < Fragments<Size>::kRowBlocks; ++i) {
     if constexpr (LeftAcross) {
-      const int chunk = warp_row / kChunk + ((2 * i + bit3) ^ l8);
+      const int chunk = (warp_row / kChunk + 2 * i + bit3) ^ l8;
       ptx::ldmatrix_x4_trans(to.left[i],
                              stage + (step * 16 + bit4 * 8 + l8) * Left::kRowElements + chunk * kChunk);
     } else {
@@ -143,7 +143,7 @@ __device__ __forceinline__ void load_fragments(const BFloat16* stage, int step, 
   for (int j = 0; j < Fragments<Size>::kColumnBlocks; j += 2) {
     unsigned r[4];
     if constexpr (RightAcross) {
-      const int chunk = warp_column / kChunk + ((j + bit4) ^ l8);
+      const int chunk = (warp_column / kChunk + j + bit4) ^ l8;
       ptx::ldmatrix_x4_trans(r, right + (step * 16 + bit3 * 8 + l8) * Right::kRowElements + chunk * kChunk);
     } else {
       const int chunk = (2 * step + bit3) ^ Right::permutation(l8);
@@ -297,6 +297,7 @@ __global__ void __launch_bounds__(kThreads, Size == 128 ? 2 : 4)
           shared + (s + 1) % kStages * kStageElements<Size>, 0, warp_row, warp_column, fragments[0]);
     multiply<Size>(fragments[1], sums);
   }
+  ptx::cp_async_wait<0>();  // of the last groups, which are empty
 
   if constexpr (Traits::kAccumulates) {
     for_each_pair<Size>(sums, [&](float first, float second, int r, int c) {
