@@ -44,4 +44,8 @@ ncclResult_t join(Link& link, const Meeting& meeting, int device);
 // or be undefined.
 ncclResult_t exchange(Link& link, const std::vector<Transfer>& transfers);
 
+double limit_s();
+// False when the requests are not all done in time. An error of one of them is left in its status.
+bool wait(std::vector<MPI_Request>& requests, std::vector<MPI_Status>& statuses);
+
 }  // namespace cudasim::nccl

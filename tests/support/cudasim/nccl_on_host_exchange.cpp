@@ -1,9 +1,5 @@
 #include <algorithm>
-#include <chrono>
-#include <cstdint>
-#include <cstdlib>
 #include <cstring>
-#include <thread>
 
 #include "nccl_on_host.hpp"
 
@@ -13,35 +9,6 @@ namespace {
 
 constexpr int kTag = 1;
 constexpr std::size_t kPieceBytes = std::size_t{1} << 30;  // MPI counts are ints
-
-using Clock = std::chrono::steady_clock;
-
-double limit_s() {
-  const char* text = std::getenv("CUDASIM_NCCL_LIMIT_S");
-  return text != nullptr ? std::atof(text) : 60.0;
-}
-
-// False when the requests are not all done in time. An error of one of them is left in its status.
-bool wait(std::vector<MPI_Request>& requests, std::vector<MPI_Status>& statuses) {
-  const auto deadline = Clock::now() + std::chrono::duration<double>(limit_s());
-  statuses.resize(requests.size());
-  for (auto& status : statuses) status.MPI_ERROR = MPI_SUCCESS;
-  std::vector<bool> done(requests.size(), false);
-  for (std::size_t left = requests.size(); left > 0;) {
-    for (std::size_t i = 0; i < requests.size(); ++i) {
-      if (done[i]) continue;
-      int complete = 0;
-      const int code = MPI_Test(&requests[i], &complete, &statuses[i]);
-      if (code != MPI_SUCCESS) statuses[i].MPI_ERROR = code;
-      if (code == MPI_SUCCESS && complete == 0) continue;
-      done[i] = true;
-      --left;
-    }
-    if (left > 0 && Clock::now() > deadline) return false;
-    if (left > 0) std::this_thread::yield();
-  }
-  return true;
-}
 
 struct Piece {
   Transfer transfer;
