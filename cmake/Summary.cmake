@@ -37,7 +37,7 @@ set(sanitizer_text "address, leak, undefined behaviour")
 if(MOECOLLAB_SANITIZE STREQUAL "THREAD")
   set(sanitizer_text "thread")
 endif()
-moecollab_on_off(sanitizers MOECOLLAB_SANITIZE "${sanitizer_text}" "off (MOECOLLAB_SANITIZE=ON, or the preset asan)")
+moecollab_on_off(sanitizers MOECOLLAB_SANITIZE "${sanitizer_text}" "off (MOECOLLAB_SANITIZE=ON, or a preset: asan, tsan)")
 moecollab_on_off(tests MOECOLLAB_TESTS "on" "off (MOECOLLAB_TESTS=OFF)")
 moecollab_on_off(benchmarks MOECOLLAB_BENCHMARKS "on" "off (MOECOLLAB_BENCHMARKS=OFF)")
 message(STATUS "

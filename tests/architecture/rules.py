@@ -22,7 +22,12 @@ FORBIDDEN = [("ops", "comm"), ("comm", "ops"), ("train", "collab"), ("store", "n
 # Third-party header -> where it may be included (prefixes of the path). What is neither here nor of the standard
 # library or POSIX is refused: a new dependency begins with a line here and one in packages.txt.
 THIRD_PARTY = {
+    r"boost/context/.*": ["tests/support/cudasim/"],
     r"boost/.*": ["src/config/", "data_prep/options.cpp"],
+    r"cud\w*\.h|cublasLt\.h|nccl\.h|driver_types\.h|vector_types\.h": [
+        "include/moecollab/core/cuda_check.cuh", "include/moecollab/core/launch.cuh", "src/core/cuda/", "src/ops/cuda/",
+        "src/comm/cuda/", "tests/cuda/", "tests/support/cudasim/", "benchmarks/"],
+    r"cudasim\.hpp": ["include/moecollab/core/launch.cuh"],
     r"mpi\.h": ["src/comm/", "tests/support/mpi_main.cpp", "tests/support/cudasim/nccl_on_host", "benchmarks/comm/"],
     r"nccl\.h": ["src/comm/cuda/", "tests/support/cudasim/nccl_on_host"],
     r"hdf5\.h|H5\w*\.h": ["src/h5/", "tests/h5/"],
