@@ -21,7 +21,8 @@ endif()
 set(host_flags -Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor $<$<BOOL:${MOECOLLAB_WERROR}>:-Werror>
   ${MOECOLLAB_NATIVE_FLAGS} -fno-math-errno
   -fno-trapping-math)  # nobody looks at floating-point exceptions; with them, selects in exp and the gate do not vectorise
-target_compile_options(moecollab_build_flags INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:${host_flags}>")
+target_compile_options(moecollab_build_flags INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:${host_flags}>"
+  "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra;$<$<BOOL:${MOECOLLAB_WERROR}>:-Werror=all-warnings>>")
 target_compile_definitions(moecollab_build_flags INTERFACE MC_WITH_CUDA=$<BOOL:${MOECOLLAB_CUDA}>)
 if(MOECOLLAB_SANITIZE STREQUAL "THREAD")
   set(sanitizers -fsanitize=thread)
