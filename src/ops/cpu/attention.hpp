@@ -2,13 +2,9 @@
 
 #include <cstdint>
 
-namespace moecollab::ops::cpu {
+#include "ops/attention_extents.hpp"
 
-struct AttentionExtents {
-  std::int64_t B = 0, S = 0, H = 0, Hkv = 0, Dh = 0;
-  bool causal = true;
-  double scale = 1.0;
-};
+namespace moecollab::ops::cpu {
 
 // A: f32 or bf16, in tiles on gemm(). double has its own plain loops.
 template <class A>
