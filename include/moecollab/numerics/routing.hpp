@@ -45,6 +45,20 @@ MC_HOST_DEVICE inline T p_log_p(T p) {
   return p * log_prob(p);
 }
 
+// The sum of scores that divides them; the smallest normal number keeps 0 / 0 out.
+template <class T>
+MC_HOST_DEVICE inline T at_least_tiny(T sum) {
+  constexpr T kTiny = std::numeric_limits<T>::min();
+  return sum < kTiny ? kTiny : sum;
+}
+
+// dL/dp_te of the balance loss and of the entropy of the batch, the same for every token t, from the share
+// f_e and the mean probability of the expert; `balance` is scale a E, `entropy` is scale l_b / (N ln E).
+MC_HOST_DEVICE inline double d_prob_of_batch(double balance, double share, double num_tokens, double entropy,
+                                             double mean_prob) {
+  return balance * share / num_tokens + entropy * log_prob(mean_prob);
+}
+
 // 1 / ln E, which scales entropies to [0, 1]; 0 for a single expert, whose entropies are 0.
 inline double entropy_scale(std::int64_t num_experts) {
   return num_experts > 1 ? 1.0 / std::log(static_cast<double>(num_experts)) : 0.0;

@@ -27,11 +27,14 @@ bool weights_are_softmax_over_picks(const RouterOptions& options) {
 
 template <class T>
 void softmax_over_picks(const T* z, const std::int32_t* picks, std::int64_t num_picks, T* g) {
-  T max = z[picks[0]];
-  for (std::int64_t k = 1; k < num_picks; ++k) max = std::max(max, z[picks[k]]);
+  T max = -std::numeric_limits<T>::infinity();
+  for (std::int64_t k = 0; k < num_picks; ++k)
+    if (picks[k] >= 0) max = std::max(max, z[picks[k]]);
   T sum = 0;
-  for (std::int64_t k = 0; k < num_picks; ++k) sum += g[k] = numerics::exp_fast(z[picks[k]] - max);
-  for (std::int64_t k = 0; k < num_picks; ++k) g[k] /= sum;
+  for (std::int64_t k = 0; k < num_picks; ++k)
+    sum += g[k] = picks[k] >= 0 ? numerics::exp_fast(z[picks[k]] - max) : T(0);
+  for (std::int64_t k = 0; k < num_picks; ++k)
+    if (picks[k] >= 0) g[k] /= sum;
 }
 
 // p = softmax(z); returns ln sum exp z.
@@ -51,12 +54,6 @@ T softmax_row(const T* z, std::int64_t size, T* p) {
 #pragma omp simd
   for (std::int64_t e = 0; e < size; ++e) p[e] *= inverse;
   return max + std::log(sum);
-}
-
-// The sum of sigmoids that divides them; the smallest normal number keeps 0 / 0 out.
-template <class T>
-T at_least_tiny(T sum) {
-  return std::max(sum, std::numeric_limits<T>::min());
 }
 
 // K times the highest key and the lowest id that has it: two passes that vectorise, where one pass that keeps
@@ -113,10 +110,10 @@ void route_token(const T* z, const T* bias, const RoutingExtents& extents, const
   }
   T picked_sum = 0;
   for (std::int64_t k = 0; k < num_picks; ++k) picked_sum += weights[k] = probs[picks[k]];
-  const T factor = options.renormalise ? scaling / at_least_tiny(picked_sum) : scaling;
+  const T factor = options.renormalise ? scaling / numerics::at_least_tiny(picked_sum) : scaling;
   for (std::int64_t k = 0; k < num_picks; ++k) weights[k] *= factor;
   if (options.scoring == Scoring::sigmoid) {
-    const T inverse = T(1) / at_least_tiny(sigmoid_sum);
+    const T inverse = T(1) / numerics::at_least_tiny(sigmoid_sum);
 #pragma omp simd
     for (std::int64_t e = 0; e < experts; ++e) probs[e] *= inverse;
   }
@@ -146,8 +143,9 @@ AuxiliaryGradient<T> auxiliary_gradient(const double* sums, const RoutingExtents
   for (std::int64_t e = 0; e < extents.experts; ++e) {
     const double share = sums[e] / (static_cast<double>(extents.picks) * tokens);
     const double mean_prob = sums[extents.experts + e] / tokens;
-    out.d_probs.push_back(static_cast<T>(balance_scale * balance.balance * experts * share / tokens +
-                                         balance.batch_entropy * entropy * numerics::log_prob(mean_prob)));
+    out.d_probs.push_back(
+        static_cast<T>(numerics::d_prob_of_batch(balance_scale * balance.balance * experts, share, tokens,
+                                                 balance.batch_entropy * entropy, mean_prob)));
   }
   return out;
 }
@@ -208,14 +206,16 @@ void route_token_backward(const T* d_weights, const T* z, const std::int32_t* pi
     softmax_over_picks(z, picks, num_picks, g);
   } else {
     T sum = 0;
-    for (std::int64_t k = 0; k < num_picks; ++k) sum += g[k] = numerics::sigmoid(z[picks[k]]);
+    for (std::int64_t k = 0; k < num_picks; ++k)
+      sum += g[k] = picks[k] >= 0 ? numerics::sigmoid(z[picks[k]]) : T(0);
     if (options.renormalise)
-      for (std::int64_t k = 0; k < num_picks; ++k) g[k] /= at_least_tiny(sum);
+      for (std::int64_t k = 0; k < num_picks; ++k) g[k] /= numerics::at_least_tiny(sum);
   }
   T mean = 0;
   if (options.renormalise || !sigmoid)
     for (std::int64_t k = 0; k < num_picks; ++k) mean += g[k] * d_weights[k];
   for (std::int64_t k = 0; k < num_picks; ++k) {
+    if (picks[k] < 0) continue;
     const T slope = sigmoid ? T(1) - numerics::sigmoid(z[picks[k]]) : T(1);
     dz[picks[k]] += scaling * slope * g[k] * (d_weights[k] - mean);
   }
