@@ -8,11 +8,14 @@
 
 namespace moecollab::numerics {
 
-// The angle of pair i < Dh/2 at a position: position * theta^(-2i/Dh). In double whatever the element type:
-// at position 10^5 a float angle is off by 0.004.
+// What a step of one position turns pair i < Dh/2 by. The angle at a position is position * rope_frequency,
+// in double whatever the element type: at position 10^5 a float angle is off by 0.004.
+MC_HOST_DEVICE inline double rope_frequency(double theta, std::int64_t i, std::int64_t head_size) {
+  return std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(head_size));
+}
 MC_HOST_DEVICE inline double rope_angle(std::int32_t position, double theta, std::int64_t i,
                                         std::int64_t head_size) {
-  return position * std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(head_size));
+  return position * rope_frequency(theta, i, head_size);
 }
 
 template <class R>
