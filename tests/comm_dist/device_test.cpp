@@ -3,7 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
-#include <cstring>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -166,23 +166,35 @@ TEST_F(DeviceRows, SplitGroups) {
   sum_on_both(Communicator::self(), DType::f32, 5000);
 }
 
-// Nothing waits on the host between the calls: each sees what the one before it in its stream left.
+// Every collective once, on whichever device. Nothing waits on the host between the calls: each sees what the
+// one before it in its stream left, and what was sent may be overwritten at once.
+void run_chain(const Communicator& comm, Stream& stream, TensorView x, TensorView y, TensorView all) {
+  std::vector<std::int64_t> begin(static_cast<std::size_t>(comm.size())), ones(begin.size(), 1);
+  std::iota(begin.begin(), begin.end(), 0);
+  comm.all_reduce_sum(stream, x);
+  comm.all_to_all_rows(stream, x, y, {begin, ones, begin, ones});
+  fill_zero(stream, x);
+  comm.all_reduce_sum(stream, x);
+  comm.broadcast(stream, y.rows(0, 1), comm.size() - 1);
+  comm.all_reduce_sum(stream, y);
+  comm.all_gather(stream, y, all);
+  fill_zero(stream, y.rows(0, 1));
+}
+
 TEST_F(DeviceRows, RunInTheOrderOfTheirStream) {
-  const Tensor host = make_values(DType::f32, {6001}, world.rank());
-  const Tensor x(DType::f32, {6001}, Device::cuda), y(DType::f32, {6001}, Device::cuda);
+  const std::int64_t size = world.size();
+  const Tensor x = make_values(DType::f32, {size, 6001}, world.rank());
+  const Tensor y(DType::f32, {size, 6001}), all(DType::f32, {size * size, 6001});
+  const Tensor device_x(DType::f32, x.shape(), Device::cuda), device_y(DType::f32, y.shape(), Device::cuda),
+      device_all(DType::f32, all.shape(), Device::cuda);
   Stream cpu, stream(Device::cuda);
-  copy(stream, host.view(), x.view());
-  world.all_reduce_sum(stream, x.view());
-  copy(stream, x.view(), y.view());
-  world.broadcast(stream, y.view(), world.size() - 1);
-  world.all_reduce_sum(stream, y.view());
-  fill_zero(stream, x.view());
-  world.all_reduce_sum(stream, x.view());
+  copy(stream, x.view(), device_x.view());
+  run_chain(world, stream, device_x.view(), device_y.view(), device_all.view());
   stream.synchronize();
-  world.all_reduce_sum(cpu, host.view());
-  world.all_reduce_sum(cpu, host.view());
-  expect_same_bytes(y.view(), host.view(), "the sum of a sum");
-  expect_same_bytes(x.view(), Tensor(DType::f32, {6001}).view(), "the sum of zeros");
+  run_chain(world, cpu, x.view(), y.view(), all.view());
+  expect_same_bytes(device_all.view(), all.view(), "the end of the chain");
+  expect_same_bytes(device_y.view(), y.view(), "what was gathered");
+  expect_same_bytes(device_x.view(), x.view(), "a sum of zeros");
 }
 
 TEST_F(DeviceRows, TwoGroupsTakeTurnsOnTwoStreams) {
