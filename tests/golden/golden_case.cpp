@@ -7,6 +7,8 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "moecollab/core/device.hpp"
+
 namespace moecollab::golden {
 
 GoldenCase::GoldenCase(const std::string& name)
@@ -151,7 +153,9 @@ std::vector<OwnedBatch> GoldenCase::micro_batches(std::int64_t step) const {
   return batches;
 }
 
-double relative_difference(ConstTensorView have, ConstTensorView want, double floor) {
+double relative_difference(ConstTensorView anywhere, ConstTensorView want, double floor) {
+  Tensor storage;
+  const ConstTensorView have = on_host(anywhere, storage);
   if (have.numel() != want.numel()) throw std::runtime_error("tensors of different sizes");
   const auto value = [&](std::int64_t i) {
     if (have.dtype == DType::f64) return have.as<double>()[i];

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -17,6 +18,7 @@
 
 #include "golden/golden_case.hpp"
 #include "moecollab/core/arena.hpp"
+#include "moecollab/core/device.hpp"
 #include "moecollab/core/phase.hpp"
 #include "moecollab/core/step.hpp"
 #include "moecollab/nn/parallel.hpp"
@@ -33,15 +35,30 @@ double bound(DType dtype) {
   return 40.0 * 64.0 * roundoff;
 }
 
-class Golden : public testing::TestWithParam<std::tuple<const char*, DType>> {
+class Golden : public testing::TestWithParam<std::tuple<const char*, DType, Device>> {
  protected:
   DType dtype() const { return std::get<1>(GetParam()); }
 
+  Device device() const { return std::get<2>(GetParam()); }
+
   void SetUp() override {
+    if (const CudaDevices devices = cuda_devices(); device() == Device::cuda && devices.num == 0)
+      GTEST_SKIP() << devices.why_none;
     golden_.load_initial(slots_, params_);
     ASSERT_GE(golden_.attribute("selection_margin"), 1e-4);
     ASSERT_GE(golden_.attribute("order_margin"), 1e-4);
     ASSERT_GE(golden_.attribute("relu_margin"), 1e-4);
+    start(device());
+  }
+
+  // In SetUp, because there may be no such device.
+  void start(Device device) {
+    params_.move_to(device);
+    compute_ = Stream(device);
+    transfer_ = Stream(device);
+    exchange_ = Stream(device);
+    arena_.emplace(std::int64_t{1} << 20, true, device);  // poisoned: what is read unwritten shows
+    step_.emplace(Step{compute_, transfer_, exchange_, *arena_, params_, clock_, 0});
   }
 
   struct Pair {
@@ -71,9 +88,9 @@ class Golden : public testing::TestWithParam<std::tuple<const char*, DType>> {
   ParamStore params_ = nn::make_params(config_, slots_, 0, true);
   nn::Parallel parallel_ = nn::Parallel::single();
   Stream compute_, transfer_, exchange_;
-  Arena arena_{std::int64_t{1} << 20, true};  // poisoned: what is read before it was written shows
+  std::optional<Arena> arena_;
   PhaseClock clock_;
-  Step step_{compute_, transfer_, exchange_, arena_, params_, clock_, 0};
+  std::optional<Step> step_;
 };
 
 TEST_P(Golden, ConfigIsOneTheProgramAccepts) {
@@ -87,7 +104,7 @@ TEST_P(Golden, FirstForward) {
   for (const OwnedBatch& batch : golden_.micro_batches(0)) {
     const std::int64_t sequences = batch.view.batch_size(), tokens = sequences * batch.view.seq_len();
     nn::Transformer::Saved saved;
-    model.forward(step_, batch.view, saved);
+    model.forward(*step_, batch.view, saved);
     std::size_t layer = 0;
     for (const nn::Transformer::BlockSaved& block : saved.blocks) {
       const std::string name = "step1/layers." + std::to_string(layer) + ".";
@@ -104,8 +121,8 @@ TEST_P(Golden, FirstForward) {
     }
     const bool lm = config_.head == nn::Head::lm;
     const Tensor want = golden_.tensor("step1/logits");
-    const TensorView logits = arena_.tensor(dtype(), {lm ? tokens : sequences, model.head().num_outputs()});
-    model.head().logits(step_, batch.view, saved.hidden, logits);
+    const TensorView logits = arena_->tensor(dtype(), {lm ? tokens : sequences, model.head().num_outputs()});
+    model.head().logits(*step_, batch.view, saved.hidden, logits);
     if (lm) {  // padding has no logits to compare
       const auto* length = batch.view.lengths.as<std::int32_t>();
       for (std::int64_t b = 0; b < sequences; ++b)
@@ -128,7 +145,7 @@ TEST_P(Golden, FirstLossesAndEveryGradient) {
   params_.zero_grads(compute_);
   double ce = 0.0, balance = 0.0, z_loss = 0.0, entropy = 0.0, aux = 0.0;
   for (const OwnedBatch& batch : golden_.micro_batches(0)) {
-    const nn::LossReport report = model.forward_backward(step_, batch.view, train_.balance);
+    const nn::LossReport report = model.forward_backward(*step_, batch.view, train_.balance);
     ce += report.loss_sum / static_cast<double>(batch.view.global_targets_of_step);
     aux += report.aux_loss;
     for (const ops::BalanceLosses& layer : report.layers) {
@@ -154,7 +171,7 @@ TEST_P(Golden, FirstLossesAndEveryGradient) {
 }
 
 TEST_P(Golden, TwentySteps) {
-  train::Trainer trainer(config_, train_, params_, slots_, parallel_, clock_, arena_);
+  train::Trainer trainer(config_, train_, params_, slots_, parallel_, clock_, *arena_);
   const auto at = [&](const char* name, std::int64_t index) {
     return golden_.tensor(std::string("curve/") + name).view().as<double>()[index];
   };
@@ -182,7 +199,7 @@ TEST_P(Golden, TwentySteps) {
           << "step " << s + 1 << ", layer and expert " << i;
     EXPECT_EQ(report.dropped_picks, 0);
   }
-  EXPECT_EQ(arena_.used_bytes(), 0) << "a step gives back the memory it took";
+  EXPECT_EQ(arena_->used_bytes(), 0) << "a step gives back the memory it took";
   for (const Pair& pair : pairs("final", &Block::master, params_))
     EXPECT_LE(relative_difference(pair.have, pair.want.view(), 1.0),
               golden_.attribute("growth_params") * bound(dtype()))
@@ -231,7 +248,8 @@ TEST_P(GoldenSettings, AnyOtherIsNoticed) {
     change(model, training);
     ParamStore params = nn::make_params(model, slots_, 0, true);
     golden_.load_initial(slots_, params);
-    train::Trainer trainer(model, training, params, slots_, parallel_, clock_, arena_);
+    params.move_to(device());
+    train::Trainer trainer(model, training, params, slots_, parallel_, clock_, *arena_);
     for (std::int64_t s = 0; s < train_.steps; ++s) {
       const std::vector<OwnedBatch> owned = golden_.micro_batches(s);
       std::vector<nn::Batch> views;
@@ -245,13 +263,20 @@ TEST_P(GoldenSettings, AnyOtherIsNoticed) {
   }
 }
 
-std::string instance_name(const testing::TestParamInfo<std::tuple<const char*, DType>>& instance) {
-  return std::string(std::get<0>(instance.param)) + "_" + to_string(std::get<1>(instance.param));
+std::string instance_name(const testing::TestParamInfo<std::tuple<const char*, DType, Device>>& instance) {
+  const auto [name, dtype, device] = instance.param;
+  return std::string(name) + "_" + to_string(dtype) + (device == Device::cuda ? "_cuda" : "");
 }
 const auto kCases = testing::Values("lm_softmax", "lm_sigmoid", "lm_top1", "classifier");
-INSTANTIATE_TEST_SUITE_P(Cases, Golden, testing::Combine(kCases, testing::Values(DType::f64, DType::f32)),
+INSTANTIATE_TEST_SUITE_P(Cases, Golden,
+                         testing::Combine(kCases, testing::Values(DType::f64, DType::f32),
+                                          testing::Values(Device::cpu)),
                          instance_name);
-INSTANTIATE_TEST_SUITE_P(Cases, GoldenSettings, testing::Combine(kCases, testing::Values(DType::f64)),
+INSTANTIATE_TEST_SUITE_P(OnDevice, Golden,
+                         testing::Combine(kCases, testing::Values(DType::f32), testing::Values(Device::cuda)),
+                         instance_name);
+INSTANTIATE_TEST_SUITE_P(Cases, GoldenSettings,
+                         testing::Combine(kCases, testing::Values(DType::f64), testing::Values(Device::cpu)),
                          instance_name);
 
 }  // namespace
