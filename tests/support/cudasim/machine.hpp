@@ -161,5 +161,6 @@ std::size_t max_dynamic_shared(const void* function);
 cudaError_t note_error(cudaError_t error);
 bool belongs_to_current_device(const void* p);
 bool is_current_device(cudaStream_t stream);
+std::size_t damaged_allocation();  // the size of an allocation behind which something wrote, or 0
 
 }  // namespace cudasim

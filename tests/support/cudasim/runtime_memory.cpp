@@ -32,6 +32,9 @@ const Allocation* find_closed(const void* p) {
   return address <= start + a.bytes ? &a : nullptr;
 }
 
+// Without an address checker, bytes behind each allocation that nobody may change.
+std::size_t canary_bytes() { return address_checker() ? 0 : 64; }
+
 cudaError_t allocate(void** p, std::size_t bytes, bool pinned) {
   Lock lock(runtime().mutex);
   *p = nullptr;
@@ -39,9 +42,9 @@ cudaError_t allocate(void** p, std::size_t bytes, bool pinned) {
   if (bytes == 0) return cudaSuccess;
   std::size_t& used = runtime().used_bytes[current_device()];
   if (!pinned && bytes > options().device_memory - used) return note_error(cudaErrorMemoryAllocation);
-  // The exact size, so that the address checker's red zone begins where the allocation ends.
-  if (posix_memalign(p, 256, bytes) != 0) return note_error(cudaErrorMemoryAllocation);
-  std::memset(*p, 0xff, bytes);  // NaN: a read before a write shows
+  // With an address checker the exact size, so that its red zone begins where the allocation ends.
+  if (posix_memalign(p, 256, bytes + canary_bytes()) != 0) return note_error(cudaErrorMemoryAllocation);
+  std::memset(*p, 0xff, bytes + canary_bytes());  // NaN: a read before a write shows
   runtime().allocations[reinterpret_cast<std::uintptr_t>(*p)] = {bytes, current_device(), pinned};
   if (pinned) return cudaSuccess;
   used += bytes;
@@ -104,6 +107,14 @@ const Allocation* find_allocation(const void* p, std::size_t bytes) {
   if (next == runtime().allocations.begin()) return nullptr;
   const auto& [start, a] = *std::prev(next);
   return address + bytes <= start + a.bytes ? &a : nullptr;
+}
+std::size_t damaged_allocation() {
+  for (const auto& [start, a] : runtime().allocations) {
+    const auto* canary = reinterpret_cast<const unsigned char*>(start + a.bytes);
+    for (std::size_t i = 0; i < canary_bytes(); ++i)
+      if (canary[i] != 0xff) return a.bytes;
+  }
+  return 0;
 }
 bool is_device_pointer(const void* p) {
   Lock lock(runtime().mutex);

@@ -226,6 +226,8 @@ cudaError_t run(const LaunchInfo& info, unsigned threads, const std::function<vo
     error = run_block(info, index, threads);
   }
   acquire(&m.finish_order);
+  if (const std::size_t bytes = damaged_allocation(); bytes > 0 && error.empty())
+    error = "a thread wrote past the end of an allocation of " + std::to_string(bytes) + " bytes";
   if (error.empty()) return cudaSuccess;
   report(info, error);
   return cudaErrorLaunchFailure;
