@@ -83,6 +83,7 @@ void GemmPlan<T>::add_launch(GemmPass pass, GemmTile tile, std::vector<GemmProbl
   step.launch.pass = pass;
   step.launch.tile = tile;
   step.launch.num_tiles = num_tiles(pass, tile, problems);
+  if (step.launch.num_tiles == 0) return;
   step.launch.num_problems = static_cast<std::int32_t>(problems.size());
   std::int32_t first = 0;
   for (const GemmProblem<T>& p : problems) {

@@ -60,8 +60,8 @@ class GemmPlan {
   // Where rows allow it, `tile` is used whatever the shapes.
   explicit GemmPlan(GemmTile tile = GemmTile::by_shape) : tile_(tile) {}
 
-  // Adds a pass over problems whose extents are at least 1: one launch, or two when the rows of some problems
-  // begin anywhere. Passes run in the order in which they were added.
+  // Adds a pass: one launch, or two when the rows of some problems begin anywhere. Passes run in the order in
+  // which they were added.
   void add(GemmPass pass, const std::vector<GemmProblem<T>>& problems);
   // Takes the stream's scratch.
   void run(Stream& stream);

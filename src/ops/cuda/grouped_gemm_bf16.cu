@@ -10,14 +10,20 @@
 //
 // Launch: one block of 128 threads per tile, as many as there are tiles (1-D). Blocks end and start at
 // different times, so on a multiprocessor that holds two of them one multiplies while the other stores; a
-// grid cut to the number of multiprocessors would need that number and gain no more. Shared memory: 64 KiB
-// (128 x 128) or 32 KiB. Bytes moved per tile of size S: 4 S k, and per element of C 2 (a result or operand
-// of bf16) for each tensor that the epilogue reads or writes, 8 for a weight gradient. Precision: products
-// are exact, sums f32 inside mma, rounded to bf16 once. Reproducible: an element is the work of one warp,
-// whose mma steps add depth 16 each in ascending k to one accumulator, padded with zeros at the end; neither
-// tile size nor grid nor neighbours change that. A weight gradient begins with what memory holds, so rows
-// that come in several launches, cut at multiples of 16, give the bits of one. The caller (experts.cpp) has
-// checked extents and alignment. Twin: ops/cpu/experts.cpp with ops/cpu/gemm.hpp.
+// grid cut to the number of multiprocessors would need that number and gain no more.
+//
+// Shared memory: 64 KiB (128 x 128) or 32 KiB. Bytes moved per tile of size S: 4 S k, and per element of C 2
+// for each tensor that the epilogue reads or writes, 8 for a weight gradient.
+//
+// Precision: products are exact, sums f32 inside mma, rounded to bf16 once.
+//
+// Reproducible: an element is the work of one warp, whose mma steps add depth 16 each in ascending k to one
+// accumulator, padded with zeros at the end; neither tile size nor grid nor neighbours change that. A weight
+// gradient begins with what memory holds, so rows that come in several launches, cut at multiples of 32, give
+// the bits of one.
+//
+// The caller (experts.cpp) has checked extents and alignment. Twin: ops/cpu/experts.cpp with
+// ops/cpu/gemm.hpp.
 #include <cstddef>
 
 #include "ops/cuda/grouped_gemm.cuh"
@@ -66,8 +72,8 @@ struct Copier {
   }
   static __device__ __forceinline__ int chunk() { return static_cast<int>(threadIdx.x) % Tile::kRowChunks; }
 
-  // `first` and `extent`: the place of the tile in, and the size of, the side that is not k. `row` of the
-  // tile is the thread's first; a tile of two right sides takes rows from one by one.
+  // `first` and `extent`: the place of the tile in, and the size of, the side that is not k. `row` and
+  // `rows_between` say which rows of the matrix, from `first` on, a thread copies along k.
   __device__ __forceinline__ void begin(const BFloat16* matrix, int first, int extent, int k, int row,
                                         int rows_between) {
     if constexpr (Across) {
@@ -179,40 +185,31 @@ __device__ __forceinline__ void for_each_pair(
         f(sums[i][j][2 * half], sums[i][j][2 * half + 1], i * 16 + half * 8 + lane / 4, j * 8 + lane % 4 * 2);
 }
 
-// Hands out the sums of a warp in pieces of 8 columns. They pass through the warp's own part of shared
-// memory, 16 rows at a time, because a lane holds pairs: 16-byte accesses of whole rows cost a quarter of the
-// transactions.
+// Hands out the sums of a warp in pieces of 8 columns. They pass through the warp's own part of shared memory
+// because a lane holds pairs: 16-byte accesses of whole rows cost a quarter of the transactions. Groups of 8
+// columns are xored with the row, so that the rows of one store lie in different banks.
 template <GemmPass P, int Size, bool Aligned>
 __device__ __forceinline__ void finish_tile(
     const GemmProblem<BFloat16>& p, BFloat16* shared, int warp, std::int32_t row0, std::int32_t column0,
     float (&sums)[Fragments<Size>::kRowBlocks][Fragments<Size>::kColumnBlocks][4]) {
-  constexpr int kColumns = Size / 2, kStride = kColumns + 8;  // eight banks on from row to row
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  float* own = reinterpret_cast<float*>(shared) + warp * 16 * kStride;
+  constexpr int kSide = Size / 2;
+  float* own = reinterpret_cast<float*>(shared) + warp * kSide * kSide;
+  const auto group = [&](int row, int column8) { return own + row * kSide + (column8 ^ (row & 3)) * 8; };
+  for_each_pair<Size>(sums, [&](float first, float second, int r, int c) {
+    *reinterpret_cast<float2*>(group(r, c / 8) + c % 8) = make_float2(first, second);
+  });
+  __syncwarp();
   const bool pairs = GemmTraits<P>::kTwoRightSides && p.b2 != nullptr;
-  const int width = pairs ? 16 : 8;  // sums that make one piece
-#pragma unroll
-  for (int i = 0; i < Fragments<Size>::kRowBlocks; ++i) {
-    __syncwarp();
-#pragma unroll
-    for (int half = 0; half < 2; ++half)
-#pragma unroll
-      for (int j = 0; j < Fragments<Size>::kColumnBlocks; ++j)
-        *reinterpret_cast<float2*>(own + (half * 8 + lane / 4) * kStride + j * 8 + lane % 4 * 2) =
-            make_float2(sums[i][j][2 * half], sums[i][j][2 * half + 1]);
-    __syncwarp();
-    const int pieces = kColumns / width;
+  const int pieces = pairs ? kSide / 16 : kSide / 8;  // of a row; two groups make one with two right sides
 #pragma unroll 2
-    for (int q = lane; q < 16 * pieces; q += 32) {
-      const int r = q / pieces, c = q % pieces;
-      const std::int32_t row = row0 + i * 16 + r, column = column0 + c * kChunk;
-      if (row >= p.m || column >= p.n) continue;
-      float first[8], second[8] = {};
-      const float* from = own + r * kStride + c * width;
-      load_floats(from, first);
-      if (pairs) load_floats(from + 8, second);
-      finish_piece<P, Aligned>(p, row, column, first, second);
-    }
+  for (int q = static_cast<int>(threadIdx.x) % 32; q < kSide * pieces; q += 32) {
+    const int r = q / pieces, c = q % pieces;
+    const std::int32_t row = row0 + r, column = column0 + c * kChunk;
+    if (row >= p.m || column >= p.n) continue;
+    float first[8], second[8] = {};
+    load_floats(group(r, pairs ? 2 * c : c), first);
+    if (pairs) load_floats(group(r, 2 * c + 1), second);
+    finish_piece<P, Aligned>(p, row, column, first, second);
   }
 }
 

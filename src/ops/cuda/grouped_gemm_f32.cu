@@ -2,17 +2,21 @@
 // rounding).
 //
 // C = A B for every problem of a list, A [m,k] and B [k,n] stored along k or across it. A block makes one
-// tile of C, 128 x 128 with 256 threads or 64 x 64 with 64, a thread 8 x 8 of it: rows and columns 4t to 4t +
-// 3 of each half, so that it reads shared memory in 16-byte accesses without bank conflicts, 4 of them for 64
-// multiplications. Depth 16 at a time goes from global memory to registers while the 16 before are
-// multiplied, then to the other of two tiles in shared memory, k-major: one barrier for each 16.
+// tile of C, 128 x 128 with 256 threads or 64 x 64 with 64, a thread 8 x 8 of it: four rows and columns of
+// each half, so that it reads shared memory in 16-byte accesses without bank conflicts, 4 of them for 64
+// multiplications. Depth 8 at a time goes from global memory to registers while the 8 before are multiplied,
+// then to the other of two tiles in shared memory, k-major: one barrier for each 8.
 //
 // Launch: one block per tile, as many as there are tiles (1-D; why not fewer: grouped_gemm_bf16.cu).
-// Shared memory: 33 KiB (128 x 128) or 17 KiB. Bytes moved per tile of size S: 8 S k, and per element of C 4
-// for each tensor that the epilogue reads or writes, 8 for a weight gradient. Reproducible: an element is the
-// work of one thread, which adds its products in ascending k; zeros pad the end. A weight gradient begins
-// with what memory holds, so rows that come in several launches give the bits of one. The caller
-// (experts.cpp) has checked extents and alignment. Twin: ops/cpu/experts.cpp with ops/cpu/gemm.hpp.
+// Shared memory: 16.5 KiB (128 x 128) or 8.5 KiB. Bytes moved per tile of size S: 8 S k, and per element of C
+// 4 for each tensor that the epilogue reads or writes, 8 for a weight gradient.
+//
+// Reproducible: an element is the work of one thread, which adds its products in ascending k; zeros pad the
+// end. A weight gradient begins with what memory holds, so rows that come in several launches give the bits
+// of one.
+//
+// The caller (experts.cpp) has checked extents and alignment. Twin: ops/cpu/experts.cpp with
+// ops/cpu/gemm.hpp.
 #include <cstddef>
 
 #include "ops/cuda/grouped_gemm.cuh"
@@ -21,7 +25,7 @@ namespace moecollab::ops::cuda {
 
 namespace {
 
-constexpr int kDepth = 16;
+constexpr int kDepth = 8;
 
 template <int Size>
 constexpr int kThreads = Size* Size / 64;
