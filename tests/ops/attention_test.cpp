@@ -2,45 +2,14 @@
 
 #include <cmath>
 
-#include "dense_support.hpp"
+#include "ops/attention_reference.hpp"
 
 namespace moecollab::ops {
 namespace {
 
 using namespace moecollab::test;
 
-struct Sizes {
-  std::int64_t B, S, H, Hkv, Dh;
-  Shape q() const { return {B, S, H, Dh}; }
-  Shape kv() const { return {B, S, Hkv, Dh}; }
-  Shape lse() const { return {B, H, S}; }
-};
-
-struct Tensors {
-  Tensor q, k, v, d_out, out, lse, dq, dk, dv;
-};
-
-// Rows at or beyond a sequence's length hold NaN: nothing may read them.
-Tensor padded(DType dtype, const Shape& shape, const Tensor& lengths, std::uint64_t stream) {
-  Tensor t = random_tensor(dtype, shape, stream);
-  const std::int64_t S = shape[1], width = shape[2] * shape[3];
-  const TensorView rows = t.view().reshaped({shape[0] * S, width});
-  for (std::int64_t b = 0; b < shape[0]; ++b)
-    for (std::int64_t s = lengths.view().as<std::int32_t>()[b]; s < S; ++s)
-      copy_convert(poisoned(dtype, {1, width}).view(), rows.rows(b * S + s, b * S + s + 1));
-  return t;
-}
-
-Tensors inputs(DType dtype, const Sizes& z, const Tensor& lengths) {
-  Tensors t;
-  t.q = padded(dtype, z.q(), lengths, 1), t.k = padded(dtype, z.kv(), lengths, 2);
-  t.v = padded(dtype, z.kv(), lengths, 3), t.d_out = padded(dtype, z.q(), lengths, 4);
-  t.out = poisoned(dtype, z.q()), t.lse = poisoned(accumulator_of(dtype), z.lse());
-  t.dq = poisoned(dtype, z.q()), t.dk = poisoned(dtype, z.kv()), t.dv = poisoned(dtype, z.kv());
-  return t;
-}
-
-void run(const Tensors& t, const Tensor& lengths, const AttentionOptions& options) {
+void run(const AttentionTensors& t, const Tensor& lengths, const AttentionOptions& options) {
   Stream stream;
   attention_forward(stream, t.q.view(), t.k.view(), t.v.view(), lengths.view(), options, t.out.view(),
                     t.lse.view());
@@ -48,88 +17,27 @@ void run(const Tensors& t, const Tensor& lengths, const AttentionOptions& option
                      t.lse.view(), options, t.dq.view(), t.dk.view(), t.dv.view());
 }
 
-// Softmax attention straight from its definition, with each result's condition beside it: the sum of the
-// sizes of the terms that enter, which is what rounding errors are relative to.
-struct Reference {
-  std::vector<double> out, dq, dk, dv, out_size, dq_size, dk_size, dv_size;
-  double score_size = 0.0;  // largest scale * sum |q k|
-
-  Reference(const Tensors& t, const Sizes& z, const Tensor& lengths, const AttentionOptions& o) {
-    const Tensor wq = converted(t.q.view(), DType::f64), wk = converted(t.k.view(), DType::f64);
-    const Tensor wv = converted(t.v.view(), DType::f64), wd = converted(t.d_out.view(), DType::f64);
-    const double *q = wq.view().as<double>(), *k = wk.view().as<double>(), *v = wv.view().as<double>();
-    const double* d_out = wd.view().as<double>();
-    for (auto* x : {&out, &dq, &out_size, &dq_size}) x->assign(static_cast<std::size_t>(z.q().numel()), 0.0);
-    for (auto* x : {&dk, &dv, &dk_size, &dv_size}) x->assign(static_cast<std::size_t>(z.kv().numel()), 0.0);
-    for (std::int64_t b = 0; b < z.B; ++b)
-      for (std::int64_t h = 0; h < z.H; ++h)
-        for (std::int64_t s = 0; s < lengths.view().as<std::int32_t>()[b]; ++s) {
-          const std::int64_t keys = o.causal ? s + 1 : lengths.view().as<std::int32_t>()[b];
-          const std::int64_t at = ((b * z.S + s) * z.H + h) * z.Dh;
-          const auto kv = [&](std::int64_t j) { return ((b * z.S + j) * z.Hkv + h / (z.H / z.Hkv)) * z.Dh; };
-          std::vector<double> p, dp, dp_size;
-          double total = 0.0;
-          for (std::int64_t j = 0; j < keys; ++j) {
-            double score = 0.0, size = 0.0, d = 0.0, d_size = 0.0;
-            for (std::int64_t i = 0; i < z.Dh; ++i) {
-              score += o.scale * q[at + i] * k[kv(j) + i],
-                  size += std::fabs(o.scale * q[at + i] * k[kv(j) + i]);
-              d += d_out[at + i] * v[kv(j) + i], d_size += std::fabs(d_out[at + i] * v[kv(j) + i]);
-            }
-            p.push_back(std::exp(score)), dp.push_back(d), dp_size.push_back(d_size);
-            total += p.back();
-            score_size = std::max(score_size, size);
-          }
-          double mean = 0.0, mean_size = 0.0;
-          for (std::size_t j = 0; j < p.size(); ++j) {
-            p[j] /= total;
-            mean += p[j] * dp[j], mean_size += p[j] * dp_size[j];
-          }
-          for (std::int64_t j = 0; j < keys; ++j) {
-            const auto jj = static_cast<std::size_t>(j);
-            const double ds = o.scale * p[jj] * (dp[jj] - mean);
-            const double ds_size = std::fabs(o.scale) * p[jj] * (dp_size[jj] + mean_size);
-            for (std::int64_t i = 0; i < z.Dh; ++i) {
-              const auto x = static_cast<std::size_t>(at + i), y = static_cast<std::size_t>(kv(j) + i);
-              out[x] += p[jj] * v[y], out_size[x] += p[jj] * std::fabs(v[y]);
-              dq[x] += ds * k[y], dq_size[x] += ds_size * std::fabs(k[y]);
-              dk[y] += ds * q[x], dk_size[y] += ds_size * std::fabs(q[x]);
-              dv[y] += p[jj] * d_out[x], dv_size[y] += p[jj] * std::fabs(d_out[x]);
-            }
-          }
-        }
-  }
-};
-
-void check_close(const Tensor& have, const std::vector<double>& want, const std::vector<double>& size,
-                 double eps, const char* name) {
-  const Tensor wide = converted(have.view(), DType::f64);
-  for (std::size_t i = 0; i < want.size(); ++i)
-    ASSERT_LE(std::fabs(wide.view().as<double>()[i] - want[i]),
-              eps * size[i] + eps_of(have.dtype()) * std::fabs(want[i]))
-        << name << " element " << i << ", wanted " << want[i] << ", got " << wide.view().as<double>()[i];
-}
-
 // Relative error of a softmax weight: its score is a sum of Dh products, its denominator a sum of up to S.
 // The products that follow sum up to S * H / Hkv terms. bf16 rounds weights and their gradients, and `out`,
 // once.
-void check_against_definition(DType dtype, const Sizes& z, std::initializer_list<std::int32_t> lengths_in) {
+void check_against_definition(DType dtype, const AttentionSizes& z,
+                              std::initializer_list<std::int32_t> lengths_in) {
   const Tensor lengths = ints(lengths_in);
   for (const bool causal : {true, false}) {
     const AttentionOptions options{causal, 1.0 / std::sqrt(static_cast<double>(z.Dh))};
     SCOPED_TRACE(testing::Message() << to_string(dtype) << " S " << z.S << " H " << z.H << "/" << z.Hkv
                                     << " Dh " << z.Dh << " causal " << causal);
-    const Tensors t = inputs(dtype, z, lengths);
+    const AttentionAttentionTensors t = attention_inputs(dtype, z, lengths);
     run(t, lengths, options);
-    const Reference want(t, z, lengths, options);
+    const AttentionReference want(t, z, lengths, options);
     const double unit = eps_of(accumulator_of(dtype));
     const double n = static_cast<double>(z.S * z.H / z.Hkv), dh = static_cast<double>(z.Dh);
     const double eps =
         unit * ((dh + 2) * want.score_size + dh + 2 * n + 8) + (dtype == DType::bf16 ? 2 * kEpsBf16 : 0);
-    check_close(t.out, want.out, want.out_size, eps, "out");
-    check_close(t.dq, want.dq, want.dq_size, eps, "dq");
-    check_close(t.dk, want.dk, want.dk_size, eps, "dk");
-    check_close(t.dv, want.dv, want.dv_size, eps, "dv");
+    expect_attention_close(t.out, want.out, want.out_size, eps, "out");
+    expect_attention_close(t.dq, want.dq, want.dq_size, eps, "dq");
+    expect_attention_close(t.dk, want.dk, want.dk_size, eps, "dk");
+    expect_attention_close(t.dv, want.dv, want.dv_size, eps, "dv");
   }
 }
 
@@ -144,11 +52,11 @@ TEST(Attention, AgreesWithItsDefinition) {
 
 TEST(Attention, GradientsAgreeWithFiniteDifferences) {
   Stream stream;
-  const Sizes z{2, 4, 4, 2, 3};
+  const AttentionSizes z{2, 4, 4, 2, 3};
   const Tensor lengths = ints({4, 3});
   for (const bool causal : {true, false}) {
     const AttentionOptions options{causal, 0.7};
-    Tensors t = inputs(DType::f64, z, lengths);
+    AttentionTensors t = attention_inputs(DType::f64, z, lengths);
     // Finite differences step through every element, the padding included: it needs a value there.
     t.q = random_tensor(DType::f64, z.q(), 1), t.k = random_tensor(DType::f64, z.kv(), 2);
     t.v = random_tensor(DType::f64, z.kv(), 3), t.d_out = random_tensor(DType::f64, z.q(), 4);
@@ -166,10 +74,10 @@ TEST(Attention, GradientsAgreeWithFiniteDifferences) {
 }
 
 TEST(Attention, PaddingIsZeroEverywhere) {
-  const Sizes z{2, 140, 2, 1, 8};
+  const AttentionSizes z{2, 140, 2, 1, 8};
   const Tensor lengths = ints({130, 0});
   for (const DType dtype : kFloatTypes) {
-    const Tensors t = inputs(dtype, z, lengths);
+    const AttentionAttentionTensors t = attention_inputs(dtype, z, lengths);
     run(t, lengths, {true, 0.3});
     for (const Tensor* x : {&t.out, &t.dq, &t.dk, &t.dv}) {
       const std::int64_t width = x->shape()[2] * x->shape()[3];
@@ -181,9 +89,9 @@ TEST(Attention, PaddingIsZeroEverywhere) {
 }
 
 TEST(Attention, LargeScoresStayFinite) {
-  const Sizes z{1, 200, 1, 1, 16};
+  const AttentionSizes z{1, 200, 1, 1, 16};
   const Tensor lengths = ints({200});
-  const Tensors t = inputs(DType::f32, z, lengths);
+  const AttentionAttentionTensors t = attention_inputs(DType::f32, z, lengths);
   run(t, lengths, {true, 1e4});
   for (const Tensor* x : {&t.out, &t.lse, &t.dq, &t.dk, &t.dv})
     EXPECT_TRUE(std::isfinite(max_abs(x->view())));
@@ -192,10 +100,10 @@ TEST(Attention, LargeScoresStayFinite) {
 // Decoding position s against a cache is row s of the causal forward pass.
 TEST(Attention, DecodingAgreesWithTheForwardPass) {
   Stream stream;
-  const Sizes z{3, 40, 4, 2, 8};
+  const AttentionSizes z{3, 40, 4, 2, 8};
   const Tensor lengths = ints({40, 17, 0});
   for (const DType dtype : kFloatTypes) {
-    const Tensors t = inputs(dtype, z, lengths);
+    const AttentionAttentionTensors t = attention_inputs(dtype, z, lengths);
     run(t, lengths, {true, 0.35});
     const Tensor q(dtype, {z.B, 1, z.H, z.Dh}), out = poisoned(dtype, {z.B, 1, z.H, z.Dh});
     const Tensor want(dtype, {z.B, 1, z.H, z.Dh});
@@ -219,12 +127,12 @@ TEST(Attention, DecodingAgreesWithTheForwardPass) {
 }
 
 TEST(Attention, SameBitsForAnyThreads) {
-  const Sizes z{3, 150, 4, 2, 16};
+  const AttentionSizes z{3, 150, 4, 2, 16};
   const Tensor lengths = ints({150, 70, 0});
   for (const DType dtype : kFloatTypes)
     for (const bool causal : {true, false})
       expect_same_for_any_threads([&] {
-        Tensors t = inputs(dtype, z, lengths);
+        AttentionTensors t = attention_inputs(dtype, z, lengths);
         run(t, lengths, {causal, 0.25});
         std::vector<Tensor> out;
         for (Tensor* x : {&t.out, &t.lse, &t.dq, &t.dk, &t.dv}) out.push_back(std::move(*x));
@@ -235,12 +143,13 @@ TEST(Attention, SameBitsForAnyThreads) {
 TEST(Attention, TakesNoSequencesAndRejectsWhatDoesNotFit) {
   Stream stream;
   const Tensor none_lengths(DType::i32, {0});
-  run(inputs(DType::f32, {0, 8, 2, 1, 4}, none_lengths), none_lengths, {true, 1.0});
-  const Sizes z{1, 4, 3, 2, 4};
+  run(attention_inputs(DType::f32, {0, 8, 2, 1, 4}, none_lengths), none_lengths, {true, 1.0});
+  const AttentionSizes z{1, 4, 3, 2, 4};
   const Tensor lengths = ints({4});
-  EXPECT_THROW(run(inputs(DType::f32, z, lengths), lengths, {true, 1.0}), ShapeError) << "3 heads on 2";
-  const Sizes good{1, 4, 2, 2, 4};
-  const Tensors t = inputs(DType::f32, good, lengths);
+  EXPECT_THROW(run(attention_inputs(DType::f32, z, lengths), lengths, {true, 1.0}), ShapeError)
+      << "3 heads on 2";
+  const AttentionSizes good{1, 4, 2, 2, 4};
+  const AttentionAttentionTensors t = attention_inputs(DType::f32, good, lengths);
   EXPECT_THROW(run(t, ints({5}), {true, 1.0}), ShapeError);
   EXPECT_THROW(run(t, ints({4, 4}), {true, 1.0}), ShapeError);
   EXPECT_THROW(attention_forward(stream, t.q.view(), t.k.view(), Tensor(DType::bf16, good.kv()).view(),

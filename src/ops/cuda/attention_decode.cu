@@ -29,10 +29,10 @@ __global__ void __launch_bounds__(32 * kWarps)
   for (std::int64_t key0 = warp * kKeysAtOnce; key0 < length; key0 += kWarps * kKeysAtOnce) {
     float score[kKeysAtOnce] = {};
     for (std::int64_t d = lane; d < Dh; d += 32) {
-      const float left = to_float(query[d]);
+      const float left = load(&query[d]);
 #pragma unroll
       for (int i = 0; i < kKeysAtOnce; ++i)
-        if (key0 + i < length) score[i] += left * to_float(cache_k[kv + (key0 + i) * row + d]);
+        if (key0 + i < length) score[i] += left * load(&cache_k[kv + (key0 + i) * row + d]);
     }
     float top = max;
 #pragma unroll
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(32 * kWarps)
 #pragma unroll
       for (int j = 0; j < kOwn; ++j) {
         const std::int64_t d = column0 + lane + 32 * j;
-        if (d < Dh) sums[j] += p * to_float(cache_v[kv + (key0 + i) * row + d]);
+        if (d < Dh) sums[j] += p * load(&cache_v[kv + (key0 + i) * row + d]);
       }
     }
   }
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(32 * kWarps)
     sum += factor * partial[w][column];
     denominator += factor * totals[w];
   }
-  from_float(out[(b * H + h) * Dh + column0 + column], length > 0 ? sum / denominator : 0.0f);
+  store(&out[(b * H + h) * Dh + column0 + column], length > 0 ? sum / denominator : 0.0f);
 }
 
 // A block per 8 rows, a warp per row; blocks whose rows are all valid only read a length.
@@ -80,7 +80,7 @@ __global__ void clear_rows_kernel(const std::int32_t* lengths, std::int64_t B, s
                                   std::int64_t width, __nv_bfloat16* x) {
   const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * 8 + threadIdx.x / 32;
   if (row >= B * S || row % S < lengths[row / S]) return;
-  for (std::int64_t d = threadIdx.x % 32; d < width; d += 32) x[row * width + d] = __float2bfloat16(0.0f);
+  for (std::int64_t d = threadIdx.x % 32; d < width; d += 32) store(&x[row * width + d], 0.0f);
 }
 // A thread per element. Bytes: writes the elements behind the lengths.
 __global__ void clear_lse_kernel(const std::int32_t* lengths, std::int64_t B, std::int64_t H, std::int64_t S,
@@ -96,11 +96,11 @@ void attention_decode(Stream& stream, const T* q, const T* cache_k, const T* cac
                       const std::int32_t* lengths, const AttentionExtents& x, T* out) {
   const std::int64_t blocks = x.B * x.H * ((x.Dh + kDecodeWidth - 1) / kDecodeWidth);
   if (blocks == 0) return;
-  using Element = std::remove_cv_t<std::remove_pointer_t<decltype(device_type(q))>>;
+  using Element = Native<T>;
   MC_LAUNCH((decode_kernel<Element>),
-            (gpu::Launch{static_cast<unsigned>(blocks), 32 * kWarps, cuda_stream(stream)}), device_type(q),
-            device_type(cache_k), device_type(cache_v), lengths, x.S, x.H, x.Hkv, x.Dh,
-            static_cast<float>(x.scale), reinterpret_cast<Element*>(out));
+            (gpu::Launch{static_cast<unsigned>(blocks), 32 * kWarps, cuda_stream(stream)}), native(q),
+            native(cache_k), native(cache_v), lengths, x.S, x.H, x.Hkv, x.Dh, static_cast<float>(x.scale),
+            native(out));
 }
 template void attention_decode<float>(Stream&, const float*, const float*, const float*, const std::int32_t*,
                                       const AttentionExtents&, float*);
@@ -112,7 +112,7 @@ void clear_padding_rows(Stream& stream, const std::int32_t* lengths, std::int64_
   if (B * S * width == 0) return;
   MC_LAUNCH(clear_rows_kernel,
             (gpu::Launch{static_cast<unsigned>((B * S + 7) / 8), 256, cuda_stream(stream)}), lengths, B, S,
-            width, reinterpret_cast<__nv_bfloat16*>(x));
+            width, native(x));
 }
 
 void clear_padding_lse(Stream& stream, const std::int32_t* lengths, std::int64_t B, std::int64_t H,

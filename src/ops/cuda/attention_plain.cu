@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
 #pragma unroll
     for (int j = 0; j < kWidth / 16; ++j) {
       const int d = u.column0 + tx + 16 * j;
-      if (d < Dh) from_float(out[x.at_q(u.b, query, u.h) + d], sums[i][j] * inverse);
+      if (d < Dh) store(&out[x.at_q(u.b, query, u.h) + d], sums[i][j] * inverse);
     }
     if (tx == 0 && u.column0 == 0)
       lse[(u.b * x.H + u.h) * x.S + query] = query < length ? numerics::log_sum_exp(max[i], sum[i]) : 0.0f;
@@ -125,7 +125,7 @@ __global__ void row_dots_kernel(const T* d_out, const T* out, const std::int32_t
   if (s >= lengths[b]) return;
   float sum = 0.0f;
   for (std::int64_t d = lane; d < x.Dh; d += 32)
-    sum += to_float(d_out[row * x.Dh + d]) * to_float(out[row * x.Dh + d]);
+    sum += load(&d_out[row * x.Dh + d]) * load(&out[row * x.Dh + d]);
   for (int far = 16; far > 0; far /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, far);
   if (lane == 0) dots[(b * x.H + h) * x.S + s] = sum;
 }
@@ -203,8 +203,8 @@ __global__ void __launch_bounds__(kTileThreads, 1)
     for (int j = 0; j < kWidth / 16; ++j) {
       const int d = u.column0 + tx + 16 * j;
       if (d >= Dh) continue;
-      from_float(dk[x.at_kv(u.b, key, u.h) + d], x.scale * dk_sums[i][j]);
-      from_float(dv[x.at_kv(u.b, key, u.h) + d], dv_sums[i][j]);
+      store(&dk[x.at_kv(u.b, key, u.h) + d], x.scale * dk_sums[i][j]);
+      store(&dv[x.at_kv(u.b, key, u.h) + d], dv_sums[i][j]);
     }
   }
 }
@@ -252,7 +252,7 @@ __global__ void __launch_bounds__(kTileThreads, kWidth < 128 ? 2 : 1)
 #pragma unroll
     for (int j = 0; j < kWidth / 16; ++j) {
       const int d = u.column0 + tx + 16 * j;
-      if (d < Dh) from_float(dq[x.at_q(u.b, query, u.h) + d], x.scale * sums[i][j]);
+      if (d < Dh) store(&dq[x.at_q(u.b, query, u.h) + d], x.scale * sums[i][j]);
     }
   }
 }
@@ -270,9 +270,9 @@ void attention_forward(Stream& stream, const T* q, const T* k, const T* v, const
   if (empty(x)) return;
   with_width(x.Dh, [&]<int kWidth>() {
     const gpu::Launch how{num_units(x.H, x.B, x.S, x.Dh, kWidth), kTileThreads, cuda_stream(stream)};
-    using Element = std::remove_pointer_t<decltype(device_type(out))>;
-    MC_LAUNCH((forward_kernel<kWidth, Element>), how, device_type(q), device_type(k), device_type(v), lengths,
-              heads_of(x), device_type(out), lse);
+    using Element = Native<T>;
+    MC_LAUNCH((forward_kernel<kWidth, Element>), how, native(q), native(k), native(v), lengths, heads_of(x),
+              native(out), lse);
   });
 }
 
@@ -281,20 +281,19 @@ void attention_backward(Stream& stream, const T* d_out, const T* q, const T* k, 
                         const std::int32_t* lengths, const T* out, const float* lse,
                         const AttentionExtents& x, T* dq, T* dk, T* dv) {
   if (empty(x)) return;
-  using Element = std::remove_pointer_t<decltype(device_type(dq))>;
+  using Element = Native<T>;
   const std::int64_t rows = x.B * x.S * x.H;
   auto* const dots = static_cast<float*>(stream.scratch(rows * 4));
   MC_LAUNCH((row_dots_kernel<Element>),
-            (gpu::Launch{static_cast<unsigned>((rows + 7) / 8), 256, cuda_stream(stream)}),
-            device_type(d_out), device_type(out), lengths, heads_of(x), dots);
+            (gpu::Launch{static_cast<unsigned>((rows + 7) / 8), 256, cuda_stream(stream)}), native(d_out),
+            native(out), lengths, heads_of(x), dots);
   with_width(x.Dh, [&]<int kWidth>() {
     const gpu::Launch keys{num_units(x.Hkv, x.B, x.S, x.Dh, kWidth), kTileThreads, cuda_stream(stream)};
-    MC_LAUNCH((key_value_kernel<kWidth, Element>), keys, device_type(d_out), device_type(q), device_type(k),
-              device_type(v), lengths, lse, static_cast<const float*>(dots), heads_of(x), device_type(dk),
-              device_type(dv));
+    MC_LAUNCH((key_value_kernel<kWidth, Element>), keys, native(d_out), native(q), native(k), native(v),
+              lengths, lse, static_cast<const float*>(dots), heads_of(x), native(dk), native(dv));
     const gpu::Launch queries{num_units(x.H, x.B, x.S, x.Dh, kWidth), kTileThreads, cuda_stream(stream)};
-    MC_LAUNCH((query_kernel<kWidth, Element>), queries, device_type(d_out), device_type(q), device_type(k),
-              device_type(v), lengths, lse, static_cast<const float*>(dots), heads_of(x), device_type(dq));
+    MC_LAUNCH((query_kernel<kWidth, Element>), queries, native(d_out), native(q), native(k), native(v),
+              lengths, lse, static_cast<const float*>(dots), heads_of(x), native(dq));
   });
 }
 

@@ -6,17 +6,12 @@
 namespace moecollab::ops::cuda {
 namespace {
 
-// Backward takes 2 bytes of scratch memory for each (query head, query, key). What goes over this goes in
-// pieces of whole sequences, or of some key/value heads of one. Half a GiB keeps the largest device busy with
-// each piece.
-constexpr std::int64_t kWorkspaceBytes = std::int64_t{1} << 29;
-
 struct Pieces {
   std::int64_t sequences, kv_heads;
 };
-Pieces pieces_of(const AttentionExtents& x) {
+Pieces pieces_of(const AttentionExtents& x, std::int64_t most_bytes) {
   const std::int64_t S = (x.S + 127) / 128 * 128, head_bytes = 2 * S * S * (x.H / x.Hkv);
-  const std::int64_t units = std::max<std::int64_t>(1, kWorkspaceBytes / head_bytes);
+  const std::int64_t units = std::max<std::int64_t>(1, most_bytes / head_bytes);
   if (units >= x.Hkv) return {std::min(x.B, units / x.Hkv), x.Hkv};
   return {1, units};
 }
@@ -83,8 +78,8 @@ bool AttentionPlans::forward(Stream& stream, const BFloat16* q, const BFloat16* 
 bool AttentionPlans::backward(Stream& stream, const BFloat16* d_out, const BFloat16* q, const BFloat16* k,
                               const BFloat16* v, const std::int32_t* lengths, const BFloat16* out,
                               const float* lse, const AttentionExtents& x, BFloat16* dq, BFloat16* dk,
-                              BFloat16* dv) {
-  const Pieces most = pieces_of(x);
+                              BFloat16* dv, std::int64_t piece_bytes) {
+  const Pieces most = pieces_of(x, piece_bytes);
   const std::int64_t group = x.H / x.Hkv;
   // The last pieces may be smaller. Either all of them have an engine, or none runs.
   std::int64_t bytes = 0, dots_bytes = (most.sequences * most.kv_heads * group * x.S * 4 + 255) / 256 * 256;

@@ -14,6 +14,11 @@
 
 namespace moecollab::ops::cuda {
 
+// Backward takes 2 bytes of scratch memory for each (query head, query, key). What goes over this goes in
+// pieces of whole sequences, or of some key/value heads of one. Half a GiB keeps the largest device busy with
+// each piece.
+inline constexpr std::int64_t kAttentionPieceBytes = std::int64_t{1} << 29;
+
 // Of one stream (Stream::state): a plan is built when its shape is first seen and kept.
 class AttentionPlans {
  public:
@@ -28,7 +33,8 @@ class AttentionPlans {
                const std::int32_t* lengths, const AttentionExtents& extents, BFloat16* out, float* lse);
   bool backward(Stream& stream, const BFloat16* d_out, const BFloat16* q, const BFloat16* k,
                 const BFloat16* v, const std::int32_t* lengths, const BFloat16* out, const float* lse,
-                const AttentionExtents& extents, BFloat16* dq, BFloat16* dk, BFloat16* dv);
+                const AttentionExtents& extents, BFloat16* dq, BFloat16* dk, BFloat16* dv,
+                std::int64_t piece_bytes = kAttentionPieceBytes);
 
  private:
   const std::optional<Plan>& plan(const GraphShape& shape, bool backward);

@@ -6,34 +6,13 @@
 
 #include "moecollab/core/launch.cuh"
 #include "moecollab/numerics/softmax.hpp"
-#include "ops/attention_extents.hpp"
+#include "ops/cuda/elements.cuh"
 
 namespace moecollab::ops::cuda {
 
 constexpr int kTile = 64, kTileThreads = 256, kOwnRows = 4, kOwnColumns = kTile / 16;
 constexpr int kDepth = 32;             // columns of the operands in shared memory at a time
 constexpr int kDepthPad = kDepth + 1;  // rows start in different banks
-
-__device__ __forceinline__ float to_float(float x) { return x; }
-__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ __forceinline__ void from_float(float& to, float x) { to = x; }
-__device__ __forceinline__ void from_float(__nv_bfloat16& to, float x) { to = __float2bfloat16(x); }
-
-// BFloat16 as the type of the same layout that kernels compute with.
-template <class T>
-const auto* device_type(const T* p) {
-  if constexpr (sizeof(T) == 2)
-    return reinterpret_cast<const __nv_bfloat16*>(p);
-  else
-    return p;
-}
-template <class T>
-auto* device_type(T* p) {
-  if constexpr (sizeof(T) == 2)
-    return reinterpret_cast<__nv_bfloat16*>(p);
-  else
-    return p;
-}
 
 // Where one head's rows lie: row s at data + s * stride.
 template <class T>
@@ -63,10 +42,8 @@ __device__ void score_tile(TileMemory& m, const HeadRows<T>& a, const HeadRows<T
     __syncthreads();  // the staging memory is free
     const int d = d0 + t % kDepth;
     for (int row = t / kDepth; row < kTile; row += kTileThreads / kDepth) {
-      left[row * kDepthPad + t % kDepth] =
-          d < Dh && row < a.num ? to_float(a.data[row * a.stride + d]) : 0.0f;
-      right[row * kDepthPad + t % kDepth] =
-          d < Dh && row < b.num ? to_float(b.data[row * b.stride + d]) : 0.0f;
+      left[row * kDepthPad + t % kDepth] = d < Dh && row < a.num ? load(&a.data[row * a.stride + d]) : 0.0f;
+      right[row * kDepthPad + t % kDepth] = d < Dh && row < b.num ? load(&b.data[row * b.stride + d]) : 0.0f;
     }
     __syncthreads();
 #pragma unroll 4
@@ -96,7 +73,7 @@ __device__ void add_weighted(TileMemory& m, const HeadRows<T>& c, int column0, i
     if (x0 >= c.num) continue;  // the same for the whole block
     for (int at = t; at < kDepth * kWidth; at += kTileThreads) {
       const int x = x0 + at / kWidth, d = column0 + at % kWidth;
-      m.staging[at] = d < Dh && x < c.num ? to_float(c.data[x * c.stride + d]) : 0.0f;
+      m.staging[at] = d < Dh && x < c.num ? load(&c.data[x * c.stride + d]) : 0.0f;
     }
     __syncthreads();
 #pragma unroll 4
