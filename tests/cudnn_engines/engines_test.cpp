@@ -34,7 +34,7 @@ bool usable(const Descriptor& graph, const Descriptor& device, std::string& repo
     report += " engine " + std::to_string(engine.at(0).get_int(CUDNN_ATTR_ENGINE_GLOBAL_INDEX)) + " (notes";
     bool repeats = true;
     for (const cudnnBackendNumericalNote_t note : engine.at(0).numerical_notes()) {
-      report += " " + std::to_string(note);
+      report += ' ' + std::to_string(note);
       if (note == CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC) repeats = false;
     }
     report +=
@@ -89,7 +89,8 @@ TEST_P(CudnnEngines, TakeTheAttentionGraphs) {
       std::printf("%s\n", report.c_str());
     }
 }
-INSTANTIATE_TEST_SUITE_P(Devices, CudnnEngines, testing::Values("a100", "h100", "b200"));
+INSTANTIATE_TEST_SUITE_P(Devices, CudnnEngines, testing::Values("a100", "h100", "b200"),
+                         [](const auto& info) { return std::string(info.param); });
 
 }  // namespace
 }  // namespace moecollab::ops::cuda
