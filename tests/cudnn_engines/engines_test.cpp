@@ -90,7 +90,7 @@ TEST_P(CudnnEngines, TakeTheAttentionGraphs) {
     }
 }
 INSTANTIATE_TEST_SUITE_P(Devices, CudnnEngines, testing::Values("a100", "h100", "b200"),
-                         [](const auto& info) { return std::string(info.param); });
+                         [](const auto& device) { return std::string(device.param); });
 
 }  // namespace
 }  // namespace moecollab::ops::cuda
