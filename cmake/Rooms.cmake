@@ -43,7 +43,7 @@ function(moecollab_cuda_sources)
   set(kernels ${ARGN})
   list(FILTER kernels INCLUDE REGEX "\\.cu$")
   set_source_files_properties(${kernels} PROPERTIES LANGUAGE CXX
-    COMPILE_OPTIONS "-x;c++;-Wno-unknown-pragmas;-Wno-psabi;-Wno-pedantic")
+    COMPILE_OPTIONS "-x;c++;-Wno-unknown-pragmas;-Wno-psabi;-Wno-pedantic;-Wno-maybe-uninitialized")
 endfunction()
 
 set_property(GLOBAL PROPERTY MOECOLLAB_ROOMS "")
