@@ -122,7 +122,7 @@ TEST_P(Golden, FirstForward) {
     const bool lm = config_.head == nn::Head::lm;
     const Tensor want = golden_.tensor("step1/logits");
     const TensorView logits = arena_->tensor(dtype(), {lm ? tokens : sequences, model.head().num_outputs()});
-    model.head().logits(*step_, batch.view, saved.hidden, logits);
+    model.head().logits(*step_, saved.batch, saved.hidden, logits);
     if (lm) {  // padding has no logits to compare
       const auto* length = batch.view.lengths.as<std::int32_t>();
       for (std::int64_t b = 0; b < sequences; ++b)
