@@ -9,17 +9,22 @@
 #include <vector>
 
 #include "cuda/device_support.hpp"
+#include "cuda/sizes.hpp"
 #include "moecollab/core/random.hpp"
 
 namespace moecollab {
 namespace {
 
+using test::absolute;
 using test::converted;
 using test::device_stream;
+using test::place;
+using test::Placed;
 using test::random_tensor;
 using test::same_bits;
 using test::to_device;
 using test::to_host;
+using test::within;
 
 class CudaPermute : public test::OnDevice {};
 
@@ -148,36 +153,6 @@ TEST_F(CudaPermute, ReceivedOrdersAreThoseOfTheHost) {
         expect_same_orders(counts, on_device,
                            {first, end, 0, (end - first) * per_expert, per_block, per_expert});
   }
-}
-
-Tensor absolute(ConstTensorView x) {
-  Tensor out = converted(x, DType::f64);
-  for (std::int64_t i = 0; i < x.numel(); ++i)
-    out.view().as<double>()[i] = std::abs(out.view().as<double>()[i]);
-  return out;
-}
-// |a - b| <= factor * size + relative * |b| in every element.
-testing::AssertionResult within(ConstTensorView a, ConstTensorView b, double factor, ConstTensorView size,
-                                double relative) {
-  const Tensor have = converted(a, DType::f64), want = converted(b, DType::f64);
-  for (std::int64_t i = 0; i < a.numel(); ++i) {
-    const double x = have.view().as<double>()[i], y = want.view().as<double>()[i];
-    if (!(std::abs(x - y) <= factor * size.as<double>()[i] + relative * std::abs(y)))
-      return testing::AssertionFailure() << "element " << i << " is " << x << ", expected " << y;
-  }
-  return testing::AssertionSuccess();
-}
-// On the device, and `shifted` by an element off the alignment that wide loads need.
-struct Placed {
-  Tensor memory;
-  TensorView view;
-};
-Placed place(ConstTensorView host, bool shifted) {
-  Placed out{Tensor(host.dtype, {host.numel() + 1}, Device::cuda), {}};
-  out.view = {static_cast<char*>(out.memory.view().data) + (shifted ? size_bytes(host.dtype) : 0), host.dtype,
-              Device::cuda, host.shape};
-  copy_convert(host, out.view);
-  return out;
 }
 
 TEST_F(CudaPermute, GatherCopiesRows) {

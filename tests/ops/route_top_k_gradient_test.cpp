@@ -117,6 +117,26 @@ TEST(RouteTopK, F32AgreesWithDouble) {
     }
 }
 
+// The last of three picks taken away leaves what two picks give.
+TEST(RouteTopK, PicksOfNoneGetNoGradient) {
+  const std::int64_t tokens = 6;
+  for (const Scoring scoring : kScorings)
+    for (const bool renormalise : {false, true}) {
+      const Problem two = make_problem(DType::f64, tokens, 5, {2, scoring, renormalise}, {}, false);
+      const Problem three = make_problem(DType::f64, tokens, 5, {3, scoring, renormalise}, {}, false);
+      const Routed of_two = two.forward(), of_three = three.forward();
+      for (std::int64_t t = 0; t < tokens; ++t) {
+        of_three.picks.view().as<std::int32_t>()[t * 3 + 2] = -1;
+        double* d = three.d_weights.view().as<double>() + t * 3;
+        for (std::int64_t k = 0; k < 2; ++k) d[k] = two.d_weights.view().as<double>()[t * 2 + k];
+        d[2] = 0.0;
+      }
+      const Tensor sums = sums_of(of_two, two.valid.view());
+      EXPECT_TRUE(
+          same_bits(three.backward(of_three, sums.view()).view(), two.backward(of_two, sums.view()).view()));
+    }
+}
+
 TEST(RouteTopK, ASingleExpertHasNoAuxiliaryGradient) {
   const Problem problem = make_problem(DType::f64, 5, 1, {1}, {0.7, 0, 0.9, 1.1}, false);
   const Routed routed = problem.forward();

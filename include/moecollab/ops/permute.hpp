@@ -12,12 +12,13 @@
 namespace moecollab::ops {
 
 // Stable counting sort of the picks by `key_of_expert[expert]` (a permutation of [0,E): where an expert
-// stands in travel order). picks [T,K] i32, -1 = none. counts [E] i64: picks of each key. kept [E] i64 or
-// empty(): of the picks of key k only the first kept[k] stay; counts are those before that.
-// rows_per_key = 0: packed; order [T*K] i32: order[i] = number of the i-th sorted pick that stays, the rest
-// is -1. rows_per_key > 0: order [E * rows_per_key] i32; the picks of key k begin at k * rows_per_key and
-// gaps are -1; picks that do not fit are dropped, which a kept[k] <= rows_per_key rules out. position_of_pick
-// [T,K] i32: the inverse of order, -1 for picks that are -1 or did not stay.
+// stands in travel order; on CUDA E <= 1024).
+// - picks [T,K] i32, -1 = none; kept [E] i64 or empty(): of the picks of key k only the first kept[k] stay.
+// - counts [E] i64: picks of each key, before `kept`.
+// - rows_per_key = 0: packed, order [T*K] i32: order[i] = number of the i-th sorted pick that stays, the rest
+//   is -1. rows_per_key > 0: order [E * rows_per_key] i32: the picks of key k begin at k * rows_per_key and
+//   gaps are -1; picks that do not fit are dropped, which kept[k] <= rows_per_key rules out.
+// - position_of_pick [T,K] i32: the inverse of order, -1 for picks that are -1 or did not stay.
 void sort_picks(Stream& stream, ConstTensorView picks, std::span<const std::int32_t> key_of_expert,
                 std::int64_t rows_per_key, ConstTensorView kept, TensorView order,
                 TensorView position_of_pick, TensorView counts);

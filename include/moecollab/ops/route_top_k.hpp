@@ -1,6 +1,6 @@
 // The gate: scores, selection and combine weights, and the gradient of everything that depends on the logits.
-// All in the accumulator type (f32; f64 in double runs). Letters: T tokens, E experts, K picks, z logits, p
-// scores.
+// All in the accumulator type: f32, or f64 in double runs, which are the CPU's; on CUDA E <= 1024 and K
+// <= 32. Letters: T tokens, E experts, K picks, z logits, p scores.
 #pragma once
 
 #include <cstdint>
@@ -57,10 +57,10 @@ struct BalanceLosses {
 BalanceLosses balance_losses(ConstTensorView sums, std::int64_t num_experts, std::int64_t top_k,
                              std::int64_t num_tokens, const BalanceOptions& options);
 
-// d_weights [T,K]: dL/dw of each pick (0 where the pick is -1). sums: over all ranks. d_logits [T,E] is
-// overwritten with the gradient through the combine weights plus `balance_scale` times that of the auxiliary
-// losses (balance_scale = 1 / number of micro-batches of the step). The selection is a constant. f_i is a
-// constant; P and Pbar are not. `scores` of the forward are recomputed from the logits.
+// d_weights [T,K]: dL/dw of each pick; picks of -1 are as if there were fewer. sums: over all ranks. d_logits
+// [T,E] is overwritten with the gradient through the combine weights plus `balance_scale` times that of the
+// auxiliary losses (balance_scale = 1 / number of micro-batches of the step). The selection is a constant.
+// f_i is a constant; P and Pbar are not. `scores` of the forward are recomputed from the logits.
 void route_top_k_backward(Stream& stream, ConstTensorView d_weights, ConstTensorView logits,
                           ConstTensorView picks, ConstTensorView probs, ConstTensorView lse,
                           ConstTensorView valid, ConstTensorView sums, std::int64_t num_tokens,

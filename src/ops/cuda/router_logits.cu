@@ -1,5 +1,6 @@
 #include "ops/cuda/router_logits.hpp"
 
+#include "ops/cuda/partials.cuh"
 #include "ops/cuda/rows.cuh"
 
 namespace moecollab::ops::cuda {
@@ -158,17 +159,6 @@ __global__ void partial_sums_kernel(const float* __restrict__ x, std::int64_t ro
   partials[block * columns + c] = sum;
 }
 
-// sums[c] += sum over b, ascending, of partials[b, c]. A thread per column.
-__global__ void add_partials_kernel(const float* __restrict__ partials, std::int64_t blocks,
-                                    std::int64_t columns, float* __restrict__ sums) {
-  const std::int64_t c = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (c >= columns) return;
-  float sum = 0.0f;
-#pragma unroll 8
-  for (std::int64_t b = 0; b < blocks; ++b) sum += partials[b * columns + c];
-  sums[c] += sum;
-}
-
 }  // namespace
 
 // Tiles by shape: narrow for few experts, low for few tokens, so that blocks suffice for the device.
@@ -176,14 +166,14 @@ template <class T>
 void router_logits(Stream& stream, const T* x, const float* w, const float* bias, std::int64_t tokens,
                    std::int64_t experts, std::int64_t size, float* logits) {
   if (tokens * experts == 0) return;
-  const auto* in = reinterpret_cast<const typename OnDevice<T>::type*>(x);
+  using D = typename OnDevice<T>::type;
+  const auto* in = reinterpret_cast<const D*>(x);
   if (experts <= 16)
-    return launch_logits<typename OnDevice<T>::type, 32, 16, 1>(stream, in, w, bias, tokens, experts, size,
-                                                                logits);
-  if (tokens <= 16384)
-    return launch_logits<typename OnDevice<T>::type, 32, 64, 4>(stream, in, w, bias, tokens, experts, size,
-                                                                logits);
-  launch_logits<typename OnDevice<T>::type, 64, 64, 4>(stream, in, w, bias, tokens, experts, size, logits);
+    launch_logits<D, 32, 16, 1>(stream, in, w, bias, tokens, experts, size, logits);
+  else if (tokens <= 16384)
+    launch_logits<D, 32, 64, 4>(stream, in, w, bias, tokens, experts, size, logits);
+  else
+    launch_logits<D, 64, 64, 4>(stream, in, w, bias, tokens, experts, size, logits);
 }
 
 void column_sums(Stream& stream, const float* x, std::int64_t rows, std::int64_t columns, float* sums) {
@@ -192,14 +182,11 @@ void column_sums(Stream& stream, const float* x, std::int64_t rows, std::int64_t
   const std::int64_t column_blocks = (columns + kColumns - 1) / kColumns;
   auto* partials =
       static_cast<float*>(stream.scratch(blocks * columns * static_cast<std::int64_t>(sizeof(float))));
-  const cudaStream_t queue = cuda_stream(stream);
-  MC_LAUNCH(
-      partial_sums_kernel,
-      (gpu::Launch{dim3(static_cast<unsigned>(blocks * column_blocks)), dim3(kColumns * kRowGroups), queue}),
-      x, rows, columns, partials);
-  MC_LAUNCH(add_partials_kernel,
-            (gpu::Launch{dim3(static_cast<unsigned>((columns + 63) / 64)), dim3(64), queue}), partials,
-            blocks, columns, sums);
+  MC_LAUNCH(partial_sums_kernel,
+            (gpu::Launch{dim3(static_cast<unsigned>(blocks * column_blocks)), dim3(kColumns * kRowGroups),
+                         cuda_stream(stream)}),
+            x, rows, columns, partials);
+  add_partials(stream, partials, blocks, columns, sums);
 }
 
 #define MC_INSTANTIATE(T)                                                                                   \

@@ -1,4 +1,5 @@
 #include "moecollab/numerics/routing.hpp"
+#include "ops/cuda/partials.cuh"
 #include "ops/cuda/route_top_k.hpp"
 #include "ops/cuda/warp.cuh"
 
@@ -63,17 +64,6 @@ __global__ void partial_sums_kernel(const std::int32_t* __restrict__ picks, cons
   out[2 * experts + static_cast<int>(threadIdx.x)] = sum;
 }
 
-// sums[i] += partials[b, i], b ascending. A thread per statistic.
-__global__ void add_partials_kernel(const double* __restrict__ partials, std::int64_t blocks, int size,
-                                    double* __restrict__ sums) {
-  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
-  if (i >= size) return;
-  double sum = sums[i];
-#pragma unroll 8
-  for (std::int64_t b = 0; b < blocks; ++b) sum += partials[b * size + i];
-  sums[i] = sum;
-}
-
 }  // namespace
 
 void routing_sums(Stream& stream, const std::int32_t* picks, const float* probs, const float* lse,
@@ -82,14 +72,11 @@ void routing_sums(Stream& stream, const std::int32_t* picks, const float* probs,
   const std::int64_t blocks = (extents.tokens + kSumTokens - 1) / kSumTokens, size = 2 * extents.experts + 2;
   auto* partials =
       static_cast<double*>(stream.scratch(blocks * size * static_cast<std::int64_t>(sizeof(double))));
-  const cudaStream_t queue = cuda_stream(stream);
   MC_LAUNCH(partial_sums_kernel,
-            (gpu::Launch{dim3(static_cast<unsigned>(blocks)), dim3(kGroups * 32), queue}), picks, probs, lse,
-            valid, extents.tokens, static_cast<int>(extents.experts), static_cast<int>(extents.picks),
-            partials);
-  MC_LAUNCH(add_partials_kernel,
-            (gpu::Launch{dim3(static_cast<unsigned>((size + 31) / 32)), dim3(32), queue}), partials, blocks,
-            static_cast<int>(size), sums);
+            (gpu::Launch{dim3(static_cast<unsigned>(blocks)), dim3(kGroups * 32), cuda_stream(stream)}),
+            picks, probs, lse, valid, extents.tokens, static_cast<int>(extents.experts),
+            static_cast<int>(extents.picks), partials);
+  add_partials(stream, partials, blocks, size, sums);
 }
 
 }  // namespace moecollab::ops::cuda
