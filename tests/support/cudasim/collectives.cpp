@@ -11,7 +11,6 @@ void collective(const char* name, unsigned mask, CollectiveFunction function, vo
   Machine& m = machine();
   Thread& t = *m.current;
   Warp& w = m.block->warps[t.warp];
-  ++m.stats.collectives;
   if ((mask >> t.lane & 1) == 0) fail(std::string(name) + ": the calling lane is not in its own mask", loc);
   if ((mask & ~w.alive) != 0)
     fail(std::string(name) + ": the mask names lanes that have exited or do not exist", loc);

@@ -27,19 +27,10 @@ struct Options {
   Schedule schedule = Schedule::ascending;  // which runnable thread goes next: CUDASIM_SCHEDULE=asc|desc|SEED
   std::uint64_t seed = 1;
   bool lazy_streams = false;            // work runs when something waits for it: CUDASIM_STREAMS=lazy
-  bool strict_pointers = true;          // a pointer argument must lie in memory of the launch's device
   std::size_t max_shared = 227 * 1024;  // of a block, in bytes
   std::size_t device_memory = std::size_t{4096} << 20;  // of each device, in bytes: CUDASIM_MEMORY_MB
-  bool quiet = false;                                   // keep reports off stderr
 };
 Options& options();
-
-struct Stats {
-  std::uint64_t launches = 0, blocks = 0, threads = 0, switches = 0, collectives = 0, barriers = 0;
-};
-Stats& stats();
-
-const std::string& last_report();  // of the latest failed launch
 
 // ---- for stand-ins of libraries ----
 
@@ -57,7 +48,6 @@ class DeviceAccess {
 cudaError_t enqueue(cudaStream_t stream, std::function<cudaError_t()> work);
 
 bool is_device_pointer(const void* p);  // in device or pinned memory; one past its end too
-bool is_pinned(const void* p);
 
 // ---- for launch.cuh ----
 

@@ -45,8 +45,6 @@ namespace {
 }  // namespace
 
 Options& options() { return machine().options; }
-Stats& stats() { return machine().stats; }
-const std::string& last_report() { return machine().report; }
 unsigned lane_id() { return machine().current->lane; }
 
 std::uint64_t next_random() {
@@ -116,7 +114,6 @@ void finish_switch(Context& self) {  // first thing on arriving in a context
 
 void switch_to(Context& from, Context& to, Thread* thread) {
   Machine& m = machine();
-  ++m.stats.switches;
   m.previous = &from;
   m.current = thread;
   if (thread != nullptr) threadIdx = thread->index;

@@ -114,8 +114,6 @@ struct Pool {
 
 struct Machine {
   Options options;
-  Stats stats;
-  std::string report;
   Context host;
   std::array<Pool, kPools> pools;
   Pool* pool = nullptr;
@@ -123,7 +121,7 @@ struct Machine {
   Thread* current = nullptr;    // null while the host runs
   Context* previous = nullptr;  // who switched to the context now running
   const std::function<void()>* body = nullptr;
-  std::uint64_t random = 1;
+  std::uint64_t random = 1, blocks = 0;  // blocks run so far
   char launch_order = 0, finish_order = 0;
   std::array<char, std::size_t{kBlocksOfOrders} * kOrders> orders{};
 

@@ -120,11 +120,6 @@ bool is_device_pointer(const void* p) {
   Lock lock(runtime().mutex);
   return find_closed(p) != nullptr;
 }
-bool is_pinned(const void* p) {
-  Lock lock(runtime().mutex);
-  const Allocation* a = find_allocation(p, 1);
-  return a != nullptr && a->pinned;
-}
 bool belongs_to_current_device(const void* p) {
   Lock lock(runtime().mutex);
   const Allocation* a = find_closed(p);

@@ -93,7 +93,6 @@ int block_barrier(const char* name, Vote vote, int predicate, Loc loc) {
   Machine& m = machine();
   Thread& t = *m.current;
   Barrier& barrier = m.block->barrier;
-  ++m.stats.barriers;
   char* order = m.block->orders + (barrier.generation & 1);
   release(order);
   if (barrier.arrived == 0) {
@@ -122,7 +121,7 @@ void prepare_block(Block& b, const LaunchInfo& info, unsigned count) {
   Machine& m = machine();
   for (Warp& w : b.warps) w.pending_count = w.alive = w.syncs = 0;
   b.barrier = Barrier{};
-  b.orders = m.orders.data() + m.stats.blocks % kBlocksOfOrders * kOrders;
+  b.orders = m.orders.data() + m.blocks % kBlocksOfOrders * kOrders;
   b.runnable.fill(0);
   b.runnable_warps = 0;
   b.shared_count = 0;
@@ -131,7 +130,7 @@ void prepare_block(Block& b, const LaunchInfo& info, unsigned count) {
   b.cancelling = false;
   b.thread_count = b.alive = count;
   m.block = &b;
-  m.pool = &m.pools[race_detector() ? m.stats.blocks % kPools : 0];
+  m.pool = &m.pools[race_detector() ? m.blocks % kPools : 0];
   m.current = nullptr;
   place_shared(nullptr, info.shared_bytes, "dynamic shared memory");
   for (unsigned i = 0; i < count; ++i) {
@@ -142,9 +141,8 @@ void prepare_block(Block& b, const LaunchInfo& info, unsigned count) {
     b.warps[t.warp].alive |= 1u << t.lane;
     set_runnable(t);
   }
-  ++m.stats.blocks;
+  ++m.blocks;
   ++m.pool->blocks;
-  m.stats.threads += count;
 }
 
 void run_thread(Thread& t) {  // until no thread of the block can go on
@@ -184,10 +182,8 @@ std::string run_block(const LaunchInfo& info, uint3 index, unsigned count) {
 }
 
 void report(const LaunchInfo& info, const std::string& error) {
-  Machine& m = machine();
-  m.report = std::string("cudasim: kernel '") + info.name + "' <<<" + text(info.grid) + ", " +
-             text(info.block) + ">>> launched in " + text(info.loc) + ", " + error;
-  if (!m.options.quiet) std::fprintf(stderr, "%s\n", m.report.c_str());
+  std::fprintf(stderr, "cudasim: kernel '%s' <<<%s, %s>>> launched in %s, %s\n", info.name,
+               text(info.grid).c_str(), text(info.block).c_str(), text(info.loc).c_str(), error.c_str());
 }
 
 std::string refusal(const LaunchInfo& info, std::uint64_t threads) {
@@ -204,7 +200,6 @@ std::string refusal(const LaunchInfo& info, std::uint64_t threads) {
 // One at a time in the process: the runtime's lock is held.
 cudaError_t run(const LaunchInfo& info, unsigned threads, const std::function<void()>& body) {
   Machine& m = machine();
-  ++m.stats.launches;
   m.random = (m.options.seed * 0x9e3779b97f4a7c15u) | 1;
   m.body = &body;
   gridDim = info.grid;
@@ -235,7 +230,7 @@ cudaError_t run(const LaunchInfo& info, unsigned threads, const std::function<vo
 }  // namespace
 
 cudaError_t check_pointer_argument(const LaunchInfo& info, int index, const void* p) {
-  if (p == nullptr || !machine().options.strict_pointers || belongs_to_current_device(p)) return cudaSuccess;
+  if (p == nullptr || belongs_to_current_device(p)) return cudaSuccess;
   report(info,
          "argument " + std::to_string(index) + " is a pointer that no CUDA allocation of the device holds");
   return note_error(cudaErrorIllegalAddress);
