@@ -1,6 +1,6 @@
 #include "ops/cuda/router_logits.hpp"
 
-#include "ops/cuda/partials.cuh"
+#include "ops/cuda/column_sums.cuh"
 #include "ops/cuda/rows.cuh"
 
 namespace moecollab::ops::cuda {
@@ -135,29 +135,15 @@ void launch_logits(Stream& stream, const T* x, const float* w, const float* bias
               logits);
 }
 
-constexpr int kSumRows = 256;  // rows of one partial sum
-constexpr int kColumns = 32, kRowGroups = 8;
-
-// partials[b, c]: the sum of column c over the b-th kSumRows rows: eight interleaved sums of 32 rows each in
-// order, added in order. Bytes moved: 4 * rows * columns. x: grid over blocks of rows and, fastest, of
-// columns.
-__global__ void partial_sums_kernel(const float* __restrict__ x, std::int64_t rows, std::int64_t columns,
-                                    float* __restrict__ partials) {
-  MC_SHARED(float, of_group, [kRowGroups][kColumns]);
-  const std::int64_t column_blocks = (columns + kColumns - 1) / kColumns;
-  const std::int64_t block = blockIdx.x / column_blocks;
-  const int lane = static_cast<int>(threadIdx.x) % kColumns, group = static_cast<int>(threadIdx.x) / kColumns;
-  const std::int64_t c = blockIdx.x % column_blocks * kColumns + lane;
-  float sum = 0.0f;
-  if (c < columns)
-    for (std::int64_t r = block * kSumRows + group; r < min(rows, (block + 1) * kSumRows); r += kRowGroups)
-      sum += x[r * columns + c];
-  of_group[group][lane] = sum;
-  __syncthreads();
-  if (group != 0 || c >= columns) return;
-  for (int g = 1; g < kRowGroups; ++g) sum += of_group[g][lane];
-  partials[block * columns + c] = sum;
-}
+struct ColumnOf {
+  const float* x;
+  std::int64_t columns;
+  template <int kN>
+  __device__ void add(std::int64_t row, std::int64_t column, float (&sum)[kN]) const {
+    static_assert(kN == 1);
+    sum[0] += x[row * columns + column];
+  }
+};
 
 }  // namespace
 
@@ -176,17 +162,9 @@ void router_logits(Stream& stream, const T* x, const float* w, const float* bias
     launch_logits<D, 64, 64, 4>(stream, in, w, bias, tokens, experts, size, logits);
 }
 
+// Bytes moved: 4 * rows * columns, and little for the partial sums.
 void column_sums(Stream& stream, const float* x, std::int64_t rows, std::int64_t columns, float* sums) {
-  if (rows * columns == 0) return;
-  const std::int64_t blocks = (rows + kSumRows - 1) / kSumRows;
-  const std::int64_t column_blocks = (columns + kColumns - 1) / kColumns;
-  auto* partials =
-      static_cast<float*>(stream.scratch(blocks * columns * static_cast<std::int64_t>(sizeof(float))));
-  MC_LAUNCH(partial_sums_kernel,
-            (gpu::Launch{dim3(static_cast<unsigned>(blocks * column_blocks)), dim3(kColumns * kRowGroups),
-                         cuda_stream(stream)}),
-            x, rows, columns, partials);
-  add_partials(stream, partials, blocks, columns, sums);
+  add_column_sums<1>(stream, rows, columns, ColumnOf{x, columns}, sums);
 }
 
 #define MC_INSTANTIATE(T)                                                                                   \
