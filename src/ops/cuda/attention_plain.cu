@@ -77,14 +77,16 @@ __global__ void __launch_bounds__(kTileThreads, 2)
       const int query = u.row0 + ty * kOwnRows + i;
       float top = max[i];
 #pragma unroll
-      for (int j = 0; j < kOwnColumns; ++j)
-        if (x.visible(query, key0 + tx + 16 * j, length)) top = fmaxf(top, x.scale * scores[i][j]);
+      for (int j = 0; j < kOwnColumns; ++j) {
+        const bool seen = x.visible(query, key0 + tx + 16 * j, length);
+        scores[i][j] = seen ? x.scale * scores[i][j] : -HUGE_VALF;
+        top = fmaxf(top, scores[i][j]);
+      }
       top = row_max(top);
       float part = 0.0f;
 #pragma unroll
       for (int j = 0; j < kOwnColumns; ++j) {
-        const bool seen = x.visible(query, key0 + tx + 16 * j, length);
-        const float p = seen ? numerics::exp_fast(x.scale * scores[i][j] - top) : 0.0f;
+        const float p = scores[i][j] == -HUGE_VALF ? 0.0f : numerics::exp_fast(scores[i][j] - top);
         memory.weights[ty * kOwnRows + i][tx + 16 * j] = p;
         part += p;
       }
@@ -95,7 +97,6 @@ __global__ void __launch_bounds__(kTileThreads, 2)
       for (int j = 0; j < kWidth / 16; ++j) sums[i][j] *= factor;
     }
     add_weighted<kWidth>(memory, x.rows_kv(v, u.b, key0, hkv, length), u.column0, Dh, sums);
-    __syncthreads();  // before the next tile writes weights
   }
 #pragma unroll
   for (int i = 0; i < kOwnRows; ++i) {
@@ -186,14 +187,13 @@ __global__ void __launch_bounds__(kTileThreads, 1)
           d_weights[i][j] = ds;
         }
       add_weighted<kWidth>(memory, grads, u.column0, Dh, dv_sums);
-      __syncthreads();
+      __syncthreads();  // the weights have been read
 #pragma unroll
       for (int i = 0; i < kOwnRows; ++i)
 #pragma unroll
         for (int j = 0; j < kOwnColumns; ++j)
           memory.weights[ty * kOwnRows + i][tx + 16 * j] = d_weights[i][j];
       add_weighted<kWidth>(memory, queries, u.column0, Dh, dk_sums);
-      __syncthreads();
     }
 #pragma unroll
   for (int i = 0; i < kOwnRows; ++i) {
@@ -243,7 +243,6 @@ __global__ void __launch_bounds__(kTileThreads, kWidth < 128 ? 2 : 1)
         memory.weights[ty * kOwnRows + i][tx + 16 * j] = ds;
       }
     add_weighted<kWidth>(memory, keys, u.column0, Dh, sums);
-    __syncthreads();
   }
 #pragma unroll
   for (int i = 0; i < kOwnRows; ++i) {

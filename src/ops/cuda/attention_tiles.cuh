@@ -29,7 +29,8 @@ struct TileMemory {
   float weights[kTile][kTile + 1];
 };
 
-// scores[i][j] = a_row . b_row over Dh columns. Rows past `num` count as zero and are not read.
+// scores[i][j] = a_row . b_row over Dh columns. Rows past `num` count as zero and are not read. Barriers
+// stand within: afterwards no thread reads weights of before.
 template <class T>
 __device__ void score_tile(TileMemory& m, const HeadRows<T>& a, const HeadRows<T>& b, int Dh,
                            float (&scores)[kOwnRows][kOwnColumns]) {
