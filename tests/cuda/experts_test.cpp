@@ -3,6 +3,7 @@
 #include "moecollab/ops/experts.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <string>
@@ -213,7 +214,6 @@ void expect_same_bits(const Result& a, const Result& b, const std::string& what)
           << what << ": gradient " << i << " of expert " << e;
 }
 
-const std::vector<std::int64_t> kDims{6, 16, 72, 136};
 // Rows and columns that fill no tile, hidden rows that begin anywhere.
 const std::vector<ExpertSpec> kOdd{{kSwiglu, 130, 5}, {kAdapter, 65, 16},      {kSwiglu, 0, 16},
                                    {kSwiglu, 64, 40}, {kAdapter, 15, 136},     {kSwiglu, 1, 136},
@@ -230,8 +230,8 @@ class CudaExperts : public test::OnDevice {};
 // hidden rows and results are each rounded to 2^-9 of themselves.
 TEST_F(CudaExperts, AgreeWithTheHost) {
   for (const DType dtype : {DType::f32, DType::bf16})
-    for (const std::int64_t dim : kDims)
-      for (const auto* specs : {&kOdd, &kEven}) {
+    for (const auto* specs : {&kOdd, &kEven})
+      for (const std::int64_t dim : specs == &kOdd ? std::array{6, 72} : std::array{16, 136}) {
         const std::string what = std::string(to_string(dtype)) + ", width " + std::to_string(dim) +
                                  (specs == &kOdd ? ", odd" : ", even");
         const Case in = make_case(dtype, dim, *specs);
@@ -261,7 +261,7 @@ TEST_F(CudaExperts, TilesRunsAndChunksMakeTheSameBits) {
   for (const DType dtype : {DType::f32, DType::bf16}) {
     const Case in = make_case(dtype, 72, kEven);
     const Result one = run(in, {});
-    for (const GemmTile tile : {GemmTile::large, GemmTile::small, GemmTile::any_row, GemmTile::by_shape})
+    for (const GemmTile tile : {GemmTile::by_shape, GemmTile::large, GemmTile::any_row})
       expect_same_bits(one, run(in, {Device::cuda, tile}),
                        std::string(to_string(dtype)) + ", tile " + std::to_string(static_cast<int>(tile)));
     expect_same_bits(one, run(in, {Device::cuda, GemmTile::by_shape, ops::kRowTile}), "chunks");
