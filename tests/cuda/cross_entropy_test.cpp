@@ -37,7 +37,7 @@ TEST_F(CudaCrossEntropy, AgreesWithTheHost) {
     for (const auto& [T, V] : {std::pair<std::int64_t, std::int64_t>{0, 11},
                                {1, 1},
                                {6, 11},
-                               {300, 11},
+                               {40, 11},
                                {5, 257},
                                {7, 1000},
                                {6, 4104},

@@ -54,11 +54,12 @@ TEST_F(CudaPooling, MeansOfRunsAgreeWithTheHost) {
                                              {4},
                                              runs({{0, 3}, {1, 1}, {-1, 2}, {7, 5}}),
                                              runs({{-1, 300}}),
-                                             runs({{2, 256}, {3, 512}, {-2, 3}, {0, 300}}),
+                                             runs({{2, 256}, {-2, 3}, {0, 300}}),
                                              runs({{1, 299}, {2, 1}})};
   for (const DType dtype : kDeviceTypes)
     for (const auto& list : cases)
-      for (const std::int64_t E : {1, 6, 33}) {
+      for (const std::int64_t E :
+           list.size() < 100 ? std::vector<std::int64_t>{1, 33} : std::vector<std::int64_t>{6}) {
         const auto T = static_cast<std::int64_t>(list.size());
         SCOPED_TRACE(std::string(to_string(dtype)) + " T " + std::to_string(T) + " E " + std::to_string(E));
         const Tensor segments = int_tensor(list), x = random_tensor(dtype, {T, E}, 1), y(DType::f64, {T, E});
