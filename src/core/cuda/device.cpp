@@ -94,6 +94,7 @@ void* cuda_allocate(std::int64_t bytes) {
 }
 void cuda_release(void* p) { cudaFree(p); }  // in destructors: nothing to do about an error
 void cuda_set_bytes(void* p, int value, std::int64_t bytes) {
+  check_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");  // what is queued may still use this memory
   check_cuda(cudaMemset(p, value, static_cast<std::size_t>(bytes)), "cudaMemset");
   check_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
 }
