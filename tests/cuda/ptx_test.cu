@@ -154,16 +154,16 @@ void expect_product(const Matrices& m) {
   }
 }
 
-// A one at (row, k) of a, rows of b that name (k, column): the product names the place of every element.
-// Small whole numbers: every product and sum is exact.
+// One number per row of a, which names the row, rows of b that name (k, column): the product names the place
+// of every element. Small whole numbers: every product and sum is exact.
 TEST_F(PtxTest, MmaMultipliesFragmentsOfTheManualsLayout) {
   for (int shift = 0; shift < 16; ++shift) {
     Matrices m{};
-    for (int row = 0; row < 16; ++row) m.a[row][(row + shift) % 16] = 1;
+    for (int row = 0; row < 16; ++row) m.a[row][(row + shift) % 16] = static_cast<float>(row + 1);
     for (int k = 0; k < 16; ++k)
       for (int col = 0; col < 8; ++col) m.b[k][col] = static_cast<float>(8 * k + col + 1);
     for (int row = 0; row < 16; ++row)
-      for (int col = 0; col < 8; ++col) m.c[row][col] = static_cast<float>(1024 * (8 * row + col));
+      for (int col = 0; col < 8; ++col) m.c[row][col] = static_cast<float>(4096 * (8 * row + col));
     expect_product(m);
   }
 }
