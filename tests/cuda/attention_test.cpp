@@ -19,12 +19,16 @@ struct Case {
   std::vector<std::int32_t> lengths;
 };
 const Case kCases[] = {
-    {{2, 7, 2, 2, 8}, {7, 4}},        {{4, 150, 4, 2, 16}, {150, 97, 0, 1}},  // ragged tiles, shared keys
-    {{1, 128, 3, 1, 32}, {128}},                                              // whole tiles, one key head
-    {{3, 70, 2, 1, 6}, {61, 70, 64}},                                         // no engine: the width
-    {{2, 5, 2, 1, 2}, {5, 3}},        {{2, 66, 2, 2, 64}, {66, 65}},
-    {{1, 65, 2, 1, 136}, {65}},  // two parts of columns
-    {{1, 1, 1, 1, 16}, {1}},          {{0, 8, 2, 1, 16}, {}},
+    {{2, 7, 2, 2, 8}, {7, 4}},
+    {{2, 150, 2, 1, 16}, {150, 97}},  // ragged tiles, shared keys
+    {{4, 20, 4, 2, 16}, {20, 17, 0, 1}},
+    {{1, 128, 2, 2, 32}, {128}},   // whole tiles
+    {{2, 70, 2, 1, 6}, {61, 64}},  // no engine: the width
+    {{2, 5, 2, 1, 2}, {5, 3}},
+    {{2, 66, 1, 1, 64}, {66, 65}},
+    {{1, 65, 1, 1, 136}, {65}},  // two parts of columns
+    {{1, 1, 1, 1, 16}, {1}},
+    {{0, 8, 2, 1, 16}, {}},
 };
 
 Tensor lengths_of(const Case& c) {
@@ -97,7 +101,7 @@ TEST_F(CudaAttention, AgreesWithItsDefinitionAndRepeatsItsBits) {
         const AttentionTensors in = attention_inputs(dtype, z, lengths, padding_of(dtype, z));
         const AttentionTensors have = run(in, lengths, options);
         check(have, dtype, c, lengths, options);
-        if (z.S > 70) continue;
+        if (z.S > 40) continue;
         const AttentionTensors again = run(in, lengths, options);
         for (const auto member : {&AttentionTensors::out, &AttentionTensors::lse, &AttentionTensors::dq,
                                   &AttentionTensors::dk, &AttentionTensors::dv})

@@ -12,9 +12,10 @@ struct AttentionOptions {
   double scale = 1.0;  // usually 1/sqrt(Dh)
 };
 
-// q, out [B,S,H,Dh]; k, v [B,S,Hkv,Dh]; lengths [B] i32: keys at or beyond a sequence's length are never
-// read; rows of `out` at or beyond it are zero. lse [B,H,S] (accumulator type): log of the softmax
-// denominators, for backward.
+// q, out [B,S,H,Dh]; k, v [B,S,Hkv,Dh]; lengths [B] i32: keys at or beyond a sequence's length never count;
+// rows of `out` at or beyond it are zero. lse [B,H,S] (accumulator type): log of the softmax denominators,
+// for backward. Rows of q, k, v and d_out at or beyond the length are never read, but for bf16 on a CUDA
+// device, where they may be multiplied with zero: there they must be finite.
 void attention_forward(Stream& stream, ConstTensorView q, ConstTensorView k, ConstTensorView v,
                        ConstTensorView lengths, const AttentionOptions& options, TensorView out,
                        TensorView lse);

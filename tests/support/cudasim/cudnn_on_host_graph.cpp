@@ -1,6 +1,7 @@
 // The operations of a graph: whether they fit, and what they compute. Values are f32 between operations and
 // rounded to bf16 where a tensor is declared so.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <set>
@@ -122,6 +123,8 @@ void check_shapes(const Operation& o) {
   }
 }
 
+using Place = std::array<std::int64_t, 4>;
+
 // Elements of a tensor where its strides put them.
 struct Values {
   Tensor tensor;
@@ -130,20 +133,20 @@ struct Values {
   explicit Values(const Tensor& t)
       : tensor(t), data(static_cast<std::size_t>(t.num_spanned()), std::numeric_limits<float>::quiet_NaN()) {}
 
-  std::size_t place(const Axes& at) const {  // an axis of one element serves for all
+  std::size_t place(const Place& at) const {  // an axis of one element serves for all
     std::int64_t sum = 0;
     for (std::size_t i = 0; i < at.size(); ++i) sum += tensor.extents[i] == 1 ? 0 : at[i] * tensor.strides[i];
     return static_cast<std::size_t>(sum);
   }
-  float get(const Axes& at) const { return data[place(at)]; }
-  void set(const Axes& at, float value) {
+  float get(const Place& at) const { return data[place(at)]; }
+  void set(const Place& at, float value) {
     data[place(at)] = tensor.type == CUDNN_DATA_BFLOAT16 ? static_cast<float>(BFloat16(value)) : value;
   }
 };
 
-template <class F>
-void for_each(const Axes& extents, F&& f) {
-  Axes at(4);
+template <class Extents, class F>
+void for_each(const Extents& extents, F&& f) {
+  Place at;
   for (at[0] = 0; at[0] < extents[0]; ++at[0])
     for (at[1] = 0; at[1] < extents[1]; ++at[1])
       for (at[2] = 0; at[2] < extents[2]; ++at[2])
@@ -174,7 +177,7 @@ class Run {
     if (at != values_.end()) return at->second;
     Values loaded(t);
     const void* const p = memory_.at(t.uid);
-    for_each(t.extents, [&](const Axes& i) {
+    for_each(t.extents, [&](const Place& i) {
       const std::size_t place = loaded.place(i);
       loaded.data[place] =
           t.type == CUDNN_DATA_BFLOAT16 ? static_cast<float>(static_cast<const BFloat16*>(p)[place])
@@ -186,7 +189,7 @@ class Run {
 
   void store(const Values& v) const {
     void* const p = memory_.at(v.tensor.uid);
-    for_each(v.tensor.extents, [&](const Axes& i) {
+    for_each(v.tensor.extents, [&](const Place& i) {
       const std::size_t place = v.place(i);
       if (v.tensor.type == CUDNN_DATA_BFLOAT16)
         static_cast<BFloat16*>(p)[place] = BFloat16(v.data[place]);
@@ -225,7 +228,7 @@ class Run {
     const Values* const x = &value(o.in[0]);
     const Values* const b = o.in.size() > 1 ? &value(o.in[1]) : x;
     const Values* const t = o.in.size() > 2 ? &value(o.in[2]) : x;
-    for_each(out.tensor.extents, [&](const Axes& at) {
+    for_each(out.tensor.extents, [&](const Place& at) {
       const float left = x->get(at), right = b->get(at);
       out.set(at, [&]() -> float {
         switch (o.mode) {
@@ -258,13 +261,13 @@ class Run {
 
   void reduce(const Operation& o, Values& out) {
     const Values& x = value(o.in[0]);
-    Axes blocks(4);
+    Place blocks;
     for (std::size_t i = 0; i < 4; ++i) blocks[i] = x.tensor.extents[i] / out.tensor.extents[i];
     const bool max = o.reduction == CUDNN_REDUCE_TENSOR_MAX;
-    for_each(out.tensor.extents, [&](const Axes& at) {
+    for_each(out.tensor.extents, [&](const Place& at) {
       float result = max ? -HUGE_VALF : 0.0f;
-      for_each(blocks, [&](const Axes& in) {
-        Axes from(4);
+      for_each(blocks, [&](const Place& in) {
+        Place from;
         for (std::size_t i = 0; i < 4; ++i) from[i] = at[i] * blocks[i] + in[i];
         const float value = x.get(from);
         result = max ? (value > result || std::isnan(value) ? value : result) : result + value;
@@ -276,7 +279,7 @@ class Run {
   // The same memory seen with other extents and strides.
   void reshape(const Operation& o, Values& out) {
     const Values& x = value(o.in[0]);
-    for_each(out.tensor.extents, [&](const Axes& at) { out.set(at, x.data[out.place(at)]); });
+    for_each(out.tensor.extents, [&](const Place& at) { out.set(at, x.data[out.place(at)]); });
   }
 
   const std::map<std::int64_t, void*>& memory_;
