@@ -52,7 +52,8 @@ inline void check_ids(ConstTensorView ids, std::int64_t low, std::int64_t high, 
                        std::to_string(high));
 }
 // Every tensor of an operation lies where its stream works. Views that are empty() lie nowhere.
-inline void check_device(const Stream& stream, const char* op, std::initializer_list<ConstTensorView> tensors) {
+inline void check_device(const Stream& stream, const char* op,
+                         std::initializer_list<ConstTensorView> tensors) {
   for (const ConstTensorView& tensor : tensors)
     if (!tensor.empty() && tensor.device != stream.device())
       throw InternalError(std::string(op) + ": a tensor of shape " + to_string(tensor.shape) + " is on " +
@@ -81,17 +82,20 @@ void with_float_type(DType dtype, const char* op, F&& f) {
   }
 }
 
-// The same for CUDA kernels: f32 and bf16.
+// The same for CUDA kernels: f32 and bf16. Nothing in a build without CUDA, where an unoptimised program
+// would else refer to kernels that it never calls.
 template <class F>
-void with_cuda_type(DType dtype, const char* op, F&& f) {
-  switch (dtype) {
-    case DType::f32:
-      return f.template operator()<float>();
-    case DType::bf16:
-      return f.template operator()<BFloat16>();
-    default:
-      throw DTypeError(std::string(op) + ": no CUDA kernel for " + to_string(dtype) +
-                       ", use f32 or bf16, or the CPU");
+void with_cuda_type([[maybe_unused]] DType dtype, [[maybe_unused]] const char* op, [[maybe_unused]] F&& f) {
+  if constexpr (kWithCuda) {
+    switch (dtype) {
+      case DType::f32:
+        return f.template operator()<float>();
+      case DType::bf16:
+        return f.template operator()<BFloat16>();
+      default:
+        throw DTypeError(std::string(op) + ": no CUDA kernel for " + to_string(dtype) +
+                         ", use f32 or bf16, or the CPU");
+    }
   }
 }
 

@@ -8,9 +8,9 @@ namespace {
 
 constexpr int kLanes = 32, kResidues = 8, kThreads = kLanes * kResidues;
 
-// The mean of `rows` rows of x, `width` elements apart, to all threads of a lane, whose column x points to: f32
-// sums of the rows of each residue in ascending order, then over the residues. For the whole block; a lane outside
-// of the width reads nothing.
+// The mean of `rows` rows of x, `width` elements apart, to all threads of a lane, whose column x points to:
+// f32 sums of the rows of each residue in ascending order, then over the residues. For the whole block; a
+// lane outside of the width reads nothing.
 template <class T>
 __device__ float mean_of_rows(const T* x, std::int64_t rows, std::int64_t width, bool in_width,
                               float* shared) {
