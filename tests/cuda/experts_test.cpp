@@ -223,6 +223,20 @@ const std::vector<ExpertSpec> kEven{{kSwiglu, 300, 40}, {kAdapter, 257, 16},    
                                     {kSwiglu, 64, 136}, {kAdapter, 130, 136},    {kSwiglu, 15, 72},
                                     {kSwiglu, 1, 16},   {kAdapter, 70, 24, true}};
 
+// More than a warp finds at one look.
+const std::vector<ExpertSpec> kMany = [] {
+  std::vector<ExpertSpec> specs;
+  for (std::int64_t e = 0; e < 70; ++e) specs.push_back({e % 3 == 0 ? kAdapter : kSwiglu, e % 5, 8});
+  return specs;
+}();
+struct Group {
+  const char* name;
+  std::int64_t dim;
+  const std::vector<ExpertSpec>& specs;
+};
+const Group kGroups[] = {
+    {"odd", 6, kOdd}, {"odd", 72, kOdd}, {"even", 16, kEven}, {"even", 136, kEven}, {"many", 8, kMany}};
+
 class CudaExperts : public test::OnDevice {};
 
 // f32: a sum of n terms errs by at most n eps times the sum of their sizes, here 2 n eps times the largest
@@ -230,29 +244,27 @@ class CudaExperts : public test::OnDevice {};
 // hidden rows and results are each rounded to 2^-9 of themselves.
 TEST_F(CudaExperts, AgreeWithTheHost) {
   for (const DType dtype : {DType::f32, DType::bf16})
-    for (const auto* specs : {&kOdd, &kEven})
-      for (const std::int64_t dim : specs == &kOdd ? std::array{6, 72} : std::array{16, 136}) {
-        const std::string what = std::string(to_string(dtype)) + ", width " + std::to_string(dim) +
-                                 (specs == &kOdd ? ", odd" : ", even");
-        const Case in = make_case(dtype, dim, *specs);
-        const Case exact_in = converted(in, DType::f64);
-        const Result have = run(in, {}), want = run(exact_in, {Device::cpu});
-        const auto expect_close = [&](const Tensor& result, const Tensor& exact, std::int64_t terms,
-                                      const std::string& name) {
-          const double unit = dtype == DType::f32
-                                  ? 2.0 * static_cast<double>(terms) * std::numeric_limits<float>::epsilon()
-                                  : 4.0 / 512;
-          EXPECT_TRUE(test::close_to(result.view(), exact.view(), unit * test::max_abs(exact.view())))
-              << what << ": " << name;
-        };
-        expect_close(have.saved_up, want.saved_up, dim, "pre-activations");
-        expect_close(have.y, want.y, dim + 136, "y");
-        expect_close(have.dx, want.dx, dim + 136, "dx");
-        for (std::size_t e = 0; e < have.gradients.size(); ++e)
-          for (std::size_t i = 0; i < have.gradients[e].size(); ++i)
-            expect_close(have.gradients[e][i], want.gradients[e][i], dim + (*specs)[e].rows,
-                         "gradient " + std::to_string(i) + " of expert " + std::to_string(e));
-      }
+    for (const auto& [name, dim, specs] : kGroups) {
+      const std::string what = std::string(to_string(dtype)) + ", " + name + ", width " + std::to_string(dim);
+      const Case in = make_case(dtype, dim, specs);
+      const Case exact_in = converted(in, DType::f64);
+      const Result have = run(in, {}), want = run(exact_in, {Device::cpu});
+      const auto expect_close = [&](const Tensor& result, const Tensor& exact, std::int64_t terms,
+                                    const std::string& of) {
+        const double unit = dtype == DType::f32
+                                ? 2.0 * static_cast<double>(terms) * std::numeric_limits<float>::epsilon()
+                                : 4.0 / 512;
+        EXPECT_TRUE(test::close_to(result.view(), exact.view(), unit * test::max_abs(exact.view())))
+            << what << ": " << of;
+      };
+      expect_close(have.saved_up, want.saved_up, dim, "pre-activations");
+      expect_close(have.y, want.y, dim + 136, "y");
+      expect_close(have.dx, want.dx, dim + 136, "dx");
+      for (std::size_t e = 0; e < have.gradients.size(); ++e)
+        for (std::size_t i = 0; i < have.gradients[e].size(); ++i)
+          expect_close(have.gradients[e][i], want.gradients[e][i], dim + specs[e].rows,
+                       "gradient " + std::to_string(i) + " of expert " + std::to_string(e));
+    }
 }
 
 // An element's sum is the same in every tile, whoever its neighbours are, in every run, and in calls of whole
