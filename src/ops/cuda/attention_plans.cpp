@@ -2,6 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <string>
+
+#include "moecollab/core/cuda_check.cuh"
+#include "moecollab/core/error.hpp"
 
 namespace moecollab::ops::cuda {
 namespace {
@@ -34,8 +38,13 @@ struct Scalars {
 }  // namespace
 
 AttentionPlans::AttentionPlans(Stream& stream) {
+  // Older ones mask with minus infinity wrongly.
+  if (const std::size_t version = cudnnGetVersion(); version < 91000)
+    throw UsageError("cuDNN " + std::to_string(version / 10000) + "." +
+                     std::to_string(version % 10000 / 100) +
+                     " is too old, attention needs 9.10 or newer; or use --device cpu");
   check_cudnn(cudnnCreate(&handle_), "cudnnCreate");
-  const cudnnStatus_t status = cudnnSetStream(handle_, static_cast<cudaStream_t>(stream.native()));
+  const cudnnStatus_t status = cudnnSetStream(handle_, cuda_stream(stream));
   if (status != CUDNN_STATUS_SUCCESS) {
     cudnnDestroy(handle_);
     check_cudnn(status, "cudnnSetStream");

@@ -289,6 +289,7 @@ void cudnnGetLastErrorString(char* message, std::size_t max_size) {
   std::snprintf(message, max_size, "%s", last_error.c_str());
   last_error.clear();
 }
+std::size_t cudnnGetVersion() { return CUDNN_VERSION; }
 cudnnStatus_t cudnnCreate(cudnnHandle_t* handle) {
   if (cudasim::num_devices() == 0) return CUDNN_STATUS_NOT_INITIALIZED;
   *handle = new cudnnContext;
