@@ -159,7 +159,8 @@ ncclResult_t ncclCommInitRank(ncclComm_t* comm, int size, ncclUniqueId id, int r
   cudasim::nccl::Meeting meeting{};
   std::memcpy(&meeting, id.internal, sizeof meeting);
   int device = 0;
-  if (cudaGetDevice(&device) != cudaSuccess)
+  // A rank that meets the others here must not keep work back that they wait for.
+  if (cudaGetDevice(&device) != cudaSuccess || cudaDeviceSynchronize() != cudaSuccess)
     return cudasim::nccl::report(ncclUnhandledCudaError, "no device");
   auto link = std::make_shared<Link>();
   link->rank = rank;

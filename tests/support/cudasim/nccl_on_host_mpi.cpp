@@ -75,6 +75,15 @@ using cudasim::nccl::finish;
 
 extern "C" {
 
+// These have no non-blocking twin: what is queued runs first.
+int MPI_Comm_split(MPI_Comm comm, int color, int key, MPI_Comm* out) {
+  if (options().lazy_streams) cudaDeviceSynchronize();
+  return PMPI_Comm_split(comm, color, key, out);
+}
+int MPI_Comm_free(MPI_Comm* comm) {
+  if (options().lazy_streams) cudaDeviceSynchronize();
+  return PMPI_Comm_free(comm);
+}
 int MPI_Barrier(MPI_Comm comm) {
   if (!options().lazy_streams) return PMPI_Barrier(comm);
   MPI_Request request = MPI_REQUEST_NULL;
