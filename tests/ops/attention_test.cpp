@@ -27,7 +27,7 @@ void check_against_definition(DType dtype, const AttentionSizes& z,
     const AttentionOptions options{causal, 1.0 / std::sqrt(static_cast<double>(z.Dh))};
     SCOPED_TRACE(testing::Message() << to_string(dtype) << " S " << z.S << " H " << z.H << "/" << z.Hkv
                                     << " Dh " << z.Dh << " causal " << causal);
-    const AttentionAttentionTensors t = attention_inputs(dtype, z, lengths);
+    const AttentionTensors t = attention_inputs(dtype, z, lengths);
     run(t, lengths, options);
     const AttentionReference want(t, z, lengths, options);
     const double unit = eps_of(accumulator_of(dtype));
@@ -77,7 +77,7 @@ TEST(Attention, PaddingIsZeroEverywhere) {
   const AttentionSizes z{2, 140, 2, 1, 8};
   const Tensor lengths = ints({130, 0});
   for (const DType dtype : kFloatTypes) {
-    const AttentionAttentionTensors t = attention_inputs(dtype, z, lengths);
+    const AttentionTensors t = attention_inputs(dtype, z, lengths);
     run(t, lengths, {true, 0.3});
     for (const Tensor* x : {&t.out, &t.dq, &t.dk, &t.dv}) {
       const std::int64_t width = x->shape()[2] * x->shape()[3];
@@ -91,7 +91,7 @@ TEST(Attention, PaddingIsZeroEverywhere) {
 TEST(Attention, LargeScoresStayFinite) {
   const AttentionSizes z{1, 200, 1, 1, 16};
   const Tensor lengths = ints({200});
-  const AttentionAttentionTensors t = attention_inputs(DType::f32, z, lengths);
+  const AttentionTensors t = attention_inputs(DType::f32, z, lengths);
   run(t, lengths, {true, 1e4});
   for (const Tensor* x : {&t.out, &t.lse, &t.dq, &t.dk, &t.dv})
     EXPECT_TRUE(std::isfinite(max_abs(x->view())));
@@ -103,7 +103,7 @@ TEST(Attention, DecodingAgreesWithTheForwardPass) {
   const AttentionSizes z{3, 40, 4, 2, 8};
   const Tensor lengths = ints({40, 17, 0});
   for (const DType dtype : kFloatTypes) {
-    const AttentionAttentionTensors t = attention_inputs(dtype, z, lengths);
+    const AttentionTensors t = attention_inputs(dtype, z, lengths);
     run(t, lengths, {true, 0.35});
     const Tensor q(dtype, {z.B, 1, z.H, z.Dh}), out = poisoned(dtype, {z.B, 1, z.H, z.Dh});
     const Tensor want(dtype, {z.B, 1, z.H, z.Dh});
@@ -149,7 +149,7 @@ TEST(Attention, TakesNoSequencesAndRejectsWhatDoesNotFit) {
   EXPECT_THROW(run(attention_inputs(DType::f32, z, lengths), lengths, {true, 1.0}), ShapeError)
       << "3 heads on 2";
   const AttentionSizes good{1, 4, 2, 2, 4};
-  const AttentionAttentionTensors t = attention_inputs(DType::f32, good, lengths);
+  const AttentionTensors t = attention_inputs(DType::f32, good, lengths);
   EXPECT_THROW(run(t, ints({5}), {true, 1.0}), ShapeError);
   EXPECT_THROW(run(t, ints({4, 4}), {true, 1.0}), ShapeError);
   EXPECT_THROW(attention_forward(stream, t.q.view(), t.k.view(), Tensor(DType::bf16, good.kv()).view(),
