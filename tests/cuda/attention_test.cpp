@@ -39,7 +39,7 @@ Tensor lengths_of(const Case& c) {
 }
 // cuDNN multiplies what lies behind the lengths with zero; our own kernels do not read it.
 double padding_of(DType dtype, const AttentionSizes& z) {
-  const bool own = dtype == DType::f32 || z.Dh % 8 != 0 || z.Dh > 128;
+  const bool own = dtype == DType::f32 || z.S == 1 || z.Dh % 8 != 0 || z.Dh > 128;
   return own ? std::numeric_limits<double>::quiet_NaN() : 30.0;
 }
 AttentionTensors on_device_of(const AttentionTensors& t) {

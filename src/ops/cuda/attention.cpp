@@ -1,6 +1,7 @@
 // Which code computes attention. bf16: cuDNN's engines, whose graphs mask by the lengths on the device, and
 // zeros written behind the lengths. The products run over what lies there with weights of zero, so it must be
-// finite. f32, and shapes without an engine (widths that are not a multiple of 8, or large): our own kernels.
+// finite. Our own kernels: f32, shapes without an engine (widths that are not a multiple of 8, or large),
+// memory that is not aligned (an arena's is), and sequences of one position, which cuDNN does not support.
 #include "ops/cuda/attention.hpp"
 
 #include <initializer_list>
@@ -11,10 +12,10 @@
 namespace moecollab::ops::cuda {
 namespace {
 
-bool aligned(std::initializer_list<const void*> pointers) {
+bool for_cudnn(const AttentionExtents& x, std::initializer_list<const void*> pointers) {
   for (const void* p : pointers)
     if (reinterpret_cast<std::uintptr_t>(p) % 16 != 0) return false;
-  return true;
+  return x.S > 1;
 }
 bool empty(const AttentionExtents& x) { return x.B * x.S * x.H * x.Dh == 0; }
 
@@ -25,7 +26,7 @@ void attention_forward(Stream& stream, const T* q, const T* k, const T* v, const
                        const AttentionExtents& x, T* out, float* lse) {
   if (empty(x)) return;
   if constexpr (std::is_same_v<T, BFloat16>)
-    if (aligned({q, k, v, out}) &&
+    if (for_cudnn(x, {q, k, v, out}) &&
         stream.state<AttentionPlans>().forward(stream, q, k, v, lengths, x, out, lse)) {
       clear_padding_rows(stream, lengths, x.B, x.S, x.H * x.Dh, out);
       clear_padding_lse(stream, lengths, x.B, x.H, x.S, lse);
@@ -40,7 +41,7 @@ void attention_backward(Stream& stream, const T* d_out, const T* q, const T* k, 
                         const AttentionExtents& x, T* dq, T* dk, T* dv) {
   if (empty(x)) return;
   if constexpr (std::is_same_v<T, BFloat16>)
-    if (aligned({d_out, q, k, v, out, dq, dk, dv}) &&
+    if (for_cudnn(x, {d_out, q, k, v, out, dq, dk, dv}) &&
         stream.state<AttentionPlans>().backward(stream, d_out, q, k, v, lengths, out, lse, x, dq, dk, dv)) {
       clear_padding_rows(stream, lengths, x.B, x.S, x.H * x.Dh, dq);
       clear_padding_rows(stream, lengths, x.B, x.S, x.Hkv * x.Dh, dk);

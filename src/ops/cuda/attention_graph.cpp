@@ -19,9 +19,8 @@ struct Extents {
         scores{x.batch, x.heads, x.sequence, x.sequence},
         rows{x.batch, x.heads, x.sequence, 1},
         q_strides(strides_of(x, x.row_heads)),
-        kv_strides(strides_of(x, x.row_kv_heads)),
-        row_strides{x.row_heads * x.sequence, x.sequence, 1, 1} {}
-  Axes q, kv, scores, rows, q_strides, kv_strides, row_strides;
+        kv_strides(strides_of(x, x.row_kv_heads)) {}
+  Axes q, kv, scores, rows, q_strides, kv_strides;
 };
 
 // Scores that count: queries and keys within the length, and keys up to the query. Masked in this order, the
@@ -59,7 +58,7 @@ Graph forward_graph(const GraphShape& x) {
   const GraphTensor weights = g.pointwise(CUDNN_POINTWISE_EXP, {below}, g.between(e.scores));
   const GraphTensor sum = g.reduce(CUDNN_REDUCE_TENSOR_ADD, weights, g.between(e.rows));
   const GraphTensor log = g.pointwise(CUDNN_POINTWISE_LOG, {sum}, g.between(e.rows));
-  g.pointwise(CUDNN_POINTWISE_ADD, {max, log}, g.output(kLse, e.rows, e.row_strides, CUDNN_DATA_FLOAT));
+  g.pointwise(CUDNN_POINTWISE_ADD, {max, log}, g.output(kLse, e.rows, {}, CUDNN_DATA_FLOAT));
   const GraphTensor p =
       g.pointwise(CUDNN_POINTWISE_DIV, {weights, sum}, g.between(e.scores, CUDNN_DATA_BFLOAT16));
   g.product(p, v, g.output(kOut, e.q, e.q_strides), {&lengths, nullptr, &lengths});
@@ -74,7 +73,7 @@ Graph backward_graph(const GraphShape& x) {
   const GraphTensor k = g.input(kK, exchanged(e.kv), exchanged(e.kv_strides));
   const GraphTensor v = g.input(kV, exchanged(e.kv), exchanged(e.kv_strides));
   const GraphTensor out = g.input(kOut, e.q, e.q_strides);
-  const GraphTensor lse = g.input(kLse, e.rows, e.row_strides, CUDNN_DATA_FLOAT);
+  const GraphTensor lse = g.input(kLse, e.rows, {}, CUDNN_DATA_FLOAT);
   const GraphTensor scale = g.scalar(kScale);
   // Products [S,Dh] of the transposed weights; with fewer key heads, of each query head, summed over the
   // group.

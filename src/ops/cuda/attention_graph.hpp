@@ -9,7 +9,8 @@
 
 namespace moecollab::ops::cuda {
 
-// Heads and key/value heads of one call, and how many there are in a row of memory.
+// Heads and key/value heads of one call, and how many there are in a row of memory: more only for one
+// sequence at a time, because lse is packed.
 struct GraphShape {
   std::int64_t batch, heads, kv_heads, sequence, width;
   std::int64_t row_heads, row_kv_heads;

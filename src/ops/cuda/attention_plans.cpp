@@ -38,11 +38,11 @@ struct Scalars {
 }  // namespace
 
 AttentionPlans::AttentionPlans(Stream& stream) {
-  // Older ones mask with minus infinity wrongly.
-  if (const std::size_t version = cudnnGetVersion(); version < 91000)
-    throw UsageError("cuDNN " + std::to_string(version / 10000) + "." +
-                     std::to_string(version % 10000 / 100) +
-                     " is too old, attention needs 9.10 or newer; or use --device cpu");
+  // Older ones mask with minus infinity wrongly, and 9.10.0 and 9.10.1 are known for wrong results.
+  if (const std::size_t version = cudnnGetVersion(); version < 91002)
+    throw UsageError("cuDNN " + std::to_string(version / 10000) + '.' +
+                     std::to_string(version % 10000 / 100) + '.' + std::to_string(version % 100) +
+                     " is too old, attention needs 9.10.2 or newer; or use --device cpu");
   check_cudnn(cudnnCreate(&handle_), "cudnnCreate");
   const cudnnStatus_t status = cudnnSetStream(handle_, cuda_stream(stream));
   if (status != CUDNN_STATUS_SUCCESS) {
