@@ -4,6 +4,7 @@
 
 #include <limits>
 
+#include "moecollab/core/device.hpp"
 #include "moecollab/core/error.hpp"
 
 namespace moecollab::app {
@@ -78,9 +79,12 @@ std::string overview() {
   return out;
 }
 
-void check_early(config::Verb verb, const config::Settings& settings, int num_ranks) {
+void check_early(config::Verb verb, const config::Settings& settings, int num_ranks, bool works) {
   using config::Verb;
   config::check_device(settings.device);
+  if (const CudaDevices devices = cuda_devices();
+      works && settings.device == config::DeviceChoice::cuda && devices.num == 0)
+    throw UsageError("--device cuda: " + devices.why_none + "; use --device cpu");
   if (verb == Verb::train && settings.run.init.empty())
     config::check(settings, settings.expert.num_experts, num_ranks);
   else if (verb == Verb::train || verb == Verb::expert_train || verb == Verb::eval)

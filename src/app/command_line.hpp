@@ -29,6 +29,7 @@ std::string overview();
 
 // The rules of config::check as far as they can be held before a file is opened: all of them for a model that
 // starts fresh, those of the training settings otherwise.
-void check_early(config::Verb verb, const config::Settings& settings, int num_ranks);
+// A plan (`works` is false) may be made for a device that this machine lacks.
+void check_early(config::Verb verb, const config::Settings& settings, int num_ranks, bool works);
 
 }  // namespace moecollab::app

@@ -104,7 +104,8 @@ int run(const std::vector<std::string>& words) {
     command = read_command(words);
     if (command.wish == Wish::verb) line = config::parse(command.verb, command.args);
     const bool works = line.ask == config::Ask::run || line.ask == config::Ask::dry_run;
-    if (command.wish == Wish::verb && works) check_early(command.verb, line.settings, world.size());
+    if (command.wish == Wish::verb && works)
+      check_early(command.verb, line.settings, world.size(), line.ask == config::Ask::run);
     text = answer(command, line, world);
   } catch (...) {
     failure = current_failure();

@@ -8,6 +8,7 @@
 #include "app/model_files.hpp"
 #include "app/new_expert.hpp"
 #include "moecollab/collab/contribution.hpp"
+#include "moecollab/core/device.hpp"
 #include "moecollab/nn/memory.hpp"
 #include "moecollab/nn/parameters.hpp"
 
@@ -104,18 +105,25 @@ std::string describe_training(const Planned& planned, const config::Settings& se
   const auto& [config, slots] = planned.model;
   const train::TrainConfig& train = settings.train;
   const std::int64_t ep = slots.expert_parallel_size(), layers = config.num_moe_layers();
+  const bool on_cuda = settings.device == config::DeviceChoice::cuda ||
+                       (settings.device == config::DeviceChoice::automatic && cuda_devices().num > 0);
+  const std::int64_t sequences = train.batch_size / train.micro_batches;
   std::int64_t activations = 0;
   for (std::int64_t rank = 0; rank < ep; ++rank)
     activations = std::max(
         activations,
-        nn::activation_bytes_bound(
-            config, slots,
-            {(train.batch_size / train.micro_batches + num_ranks - 1) / num_ranks, train.seq_len, ep, rank}));
+        nn::activation_bytes_bound(config, slots,
+                                   {(sequences + num_ranks - 1) / num_ranks, train.seq_len, ep, rank,
+                                    on_cuda ? Device::cuda : Device::cpu, sequences * train.seq_len}));
   const std::int64_t tokens = train.batch_size * train.seq_len;
   const std::int64_t rows = tokens * config.num_experts_per_tok;
   const std::int64_t exchanged = 4 * layers * rows * config.hidden_size * size_bytes(config.dtype);
   return line("activations", bytes(activations) + " at most on a rank, if all tokens chose its experts" +
                                  (config.max_rows == 0 ? "; model.max_rows bounds it further" : "")) +
+         (on_cuda ? line("device",
+                         "cuda; beside the above, what its libraries hold, and the scratch of the "
+                         "largest operation (64 MiB and more with long sequences)")
+                  : std::string()) +
          line("checkpoint", bytes(sizes_of(planned).saved_bytes) + " of tensors") +
          line("all-to-all",
               ep == 1 || layers == 0

@@ -55,6 +55,10 @@ void check_device(DeviceChoice choice) {
 
 void check(const Settings& settings, std::int64_t num_experts, std::int64_t num_ranks) {
   check_device(settings.device);
+  if (settings.device == DeviceChoice::cuda && settings.model.dtype == DType::f64)
+    throw UsageError(
+        "device = cuda, but model.dtype = f64 is computed on the CPU only; use model.dtype = f32 or bf16, or "
+        "device = cpu");
   nn::ModelConfig model = settings.model;
   if (model.vocab_size == 0) model.vocab_size = 1;  // both are known once the data is open
   if (model.head == nn::Head::classifier && model.num_labels == 0) model.num_labels = 2;

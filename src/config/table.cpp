@@ -246,9 +246,10 @@ std::vector<Option> train_options() {
              MC_FIELD(train.log_every_s)),
       number("train.threads", "Threads per rank; 0: cores / ranks on this host", kAll,
              MC_FIELD(train.threads)),
-      number("train.overlap_chunks",
-             "Parts in which a layer's rows travel between ranks while its experts work (CUDA); 1: no overlap",
-             kLearns, MC_FIELD(train.overlap_chunks)),
+      number(
+          "train.overlap_chunks",
+          "Parts in which a layer's rows travel between ranks while its experts work (CUDA); 1: no overlap",
+          kLearns, MC_FIELD(train.overlap_chunks)),
       number("train.selection_bias_rate", "Step of the selection bias (balancing without a loss); 0: off",
              kLearns, MC_FIELD(train.selection_bias_rate)),
       number("balance.balance", "Weight of the load balancing loss", kLearns,

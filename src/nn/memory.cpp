@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "moecollab/core/tensor.hpp"
+#include "moecollab/nn/dispatch.hpp"
 
 namespace moecollab::nn {
 
@@ -10,7 +11,8 @@ namespace {
 
 // Rows and hidden elements that the experts of a rank work on at once.
 struct ExpertLoad {
-  std::int64_t rows = 0;
+  std::int64_t rows = 0;    // held at once
+  std::int64_t sent = 0;    // that this rank's tokens send
   std::int64_t widest = 0;  // widest expert of the rank
 };
 
@@ -22,8 +24,17 @@ ExpertLoad expert_load(const ModelConfig& config, const ExpertSlots& slots, cons
     load.widest = std::max(load.widest, slots.slots()[static_cast<std::size_t>(slot)].width);
   load.rows = work.expert_parallel_size * tokens *
               std::min<std::int64_t>(config.num_experts_per_tok, static_cast<std::int64_t>(owned.size()));
+  load.sent = tokens * config.num_experts_per_tok;
   // A layer within the row budget keeps its rows for backward, one above it works in chunks and keeps none.
   if (config.max_rows > 0) load.rows = std::min(load.rows, config.max_rows);
+  const std::int64_t capacity = expert_capacity(config.capacity_factor, config.num_experts_per_tok,
+                                                work.global_tokens, std::max<std::int64_t>(slots.size(), 1));
+  if (capacity > 0 && work.device == Device::cuda) {  // gaps travel and are worked on, too
+    const std::int64_t of_source = std::min(capacity, tokens);
+    load.rows =
+        std::max(load.rows, work.expert_parallel_size * of_source * static_cast<std::int64_t>(owned.size()));
+    load.sent = std::max(load.sent, slots.size() * of_source);
+  }
   return load;
 }
 
@@ -50,7 +61,7 @@ std::int64_t activation_bytes_bound(const ModelConfig& config, const ExpertSlots
   const std::int64_t dense = 2 * tokens * config.intermediate_size * a;
   const std::int64_t routing = (3 * tokens * experts + tokens + tokens * k + experts * (d + 2)) * c +
                                3 * tokens * k * i32 + experts * 8 + 2 * received * i32;
-  const std::int64_t moe = routing + tokens * k * d * a + load.rows * (2 * load.widest + d) * a +
+  const std::int64_t moe = routing + load.sent * (d * a + i32) + load.rows * (2 * load.widest + d) * a +
                            2 * tokens * config.shared_expert_intermediate_size * a + stream;
 
   std::int64_t kept = 0;
@@ -60,17 +71,18 @@ std::int64_t activation_bytes_bound(const ModelConfig& config, const ExpertSlots
   const std::int64_t attention_scratch = 2 * (q + kv) * tokens * a + stream;
   const std::int64_t dense_scratch =
       3 * tokens * std::max(config.intermediate_size, config.shared_expert_intermediate_size) * a + stream;
-  const std::int64_t moe_scratch =
-      (3 * tokens * k * d + 6 * load.rows * d + 3 * load.rows * load.widest) * a + tokens * k * c +
-      (2 * tokens * experts + 2 * tokens * d + experts * (d + 1)) * c + 2 * stream +
-      work.expert_parallel_size * experts * 8;
+  const std::int64_t moe_scratch = (3 * load.sent * d + 6 * load.rows * d + 3 * load.rows * load.widest) * a +
+                                   tokens * k * c +
+                                   (2 * tokens * experts + 2 * tokens * d + experts * (d + 1)) * c +
+                                   2 * stream + work.expert_parallel_size * experts * 8;
   const std::int64_t scratch = std::max({attention_scratch, dense_scratch, moe_scratch});
   const std::int64_t logits = std::max<std::int64_t>(std::int64_t{4} << 20, config.vocab_size) * a;
   const std::int64_t ends =
       4 * stream + tokens * (c + i32 + 1 + c) + config.num_moe_layers() * (2 * experts + 2) * 8;
 
-  // Every tensor starts on a 64-byte line.
-  const std::int64_t rounding = 64 * (64 * config.num_hidden_layers + 64);
+  // Every tensor starts on a line of its own.
+  const std::int64_t line = work.device == Device::cuda ? 256 : 64;
+  const std::int64_t rounding = line * (64 * config.num_hidden_layers + 64);
   return kept + std::max(scratch, logits) + ends + rounding;
 }
 

@@ -4,6 +4,7 @@
 #include <fstream>
 
 #include "app/command_line.hpp"
+#include "moecollab/core/device.hpp"
 #include "moecollab/core/error.hpp"
 #include "run_program.hpp"
 
@@ -87,7 +88,9 @@ TEST(Program, RefusesBrokenRulesBeforeAnyWork) {
   expect_refusal(moecollab(with({"--config", folder / "bad.ini"})), 64, {"model.head_dim = 7", "6 or 8"});
   expect_refusal(moecollab(with({"--model.num_experts_per_tok", "9"})), 64, {"= 9", "nearest valid: 4"});
   expect_refusal(moecollab(with({"--train.expert_parallel", "2"})), 64, {"ranks, 1", "nearest valid: 1"});
-  expect_refusal(moecollab(with({"--device", "cuda"})), 64, {"this build has no CUDA"});
+  if (cuda_devices().num == 0)
+    expect_refusal(moecollab(with({"--device", "cuda"})), 64,
+                   {built_with_cuda() ? "--device cuda: " : "this build has no CUDA", "cpu"});
   expect_refusal(moecollab({"train", "--data", "d"}), 64, {"--run.dir DIR"});
   EXPECT_FALSE(std::filesystem::exists(folder / "run"));
 }

@@ -7,6 +7,7 @@
 
 #include "config/table.hpp"
 #include "moecollab/config/settings.hpp"
+#include "moecollab/core/device.hpp"
 #include "moecollab/core/divisor.hpp"
 #include "moecollab/core/error.hpp"
 
@@ -174,7 +175,6 @@ const std::vector<Rule> kRules{
      {{"expert.moe_intermediate_size", "0"}},
      {"expert.moe_intermediate_size"},
      {{"expert.moe_intermediate_size", "1"}}},
-    {"cuda", {{"device", "cuda"}}, {"this build has no CUDA", "auto, cpu"}, {{"device", "auto"}}},
     {"steps",
      {{"train.steps", "0"}, {"optimizer.warmup_steps", "0"}},
      {"train.steps", "nearest valid: 1"},
@@ -340,6 +340,18 @@ TEST(Rules, NonFiniteFieldsAreRefused) {
   Settings s;
   s.model.dtype = DType::i32;
   EXPECT_NE(refusal(s, 1).find("model.dtype = i32"), std::string::npos);
+}
+
+TEST(Rules, CudaNeedsABuildWithIt) {
+  Settings s;
+  s.device = DeviceChoice::cuda;
+  if (!built_with_cuda()) {
+    EXPECT_NE(refusal(s, 1).find("this build has no CUDA; allowed: auto, cpu"), std::string::npos);
+    return;
+  }
+  EXPECT_EQ(refusal(s, 1), "");
+  s.model.dtype = DType::f64;
+  EXPECT_NE(refusal(s, 1).find("model.dtype = f64 is computed on the CPU only"), std::string::npos);
 }
 
 TEST(Rules, NearestDivisorAgainstEveryDivisor) {

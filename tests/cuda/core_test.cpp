@@ -152,7 +152,7 @@ TEST_F(CudaCore, AnEventOutlivesItsStream) {
 // its own.
 TEST_F(CudaCore, StagedBytesAreSafeWhenTheRingRunsOver) {
   Stream stream(Device::cuda);
-  constexpr std::int64_t kNum = 300'000;  // 1.2 MB: four of them do not fit the ring
+  constexpr std::int64_t kNum = 200'000;  // 0.8 MB: seven of them run round a ring of 4 MiB
   std::vector<Tensor> targets;            // made first: making one waits for the device
   for (int i = 0; i < 7; ++i) targets.emplace_back(DType::i32, Shape{kNum}, Device::cuda);
   for (int i = 0; i < 3; ++i) targets.emplace_back(DType::i32, Shape{2'000'000}, Device::cuda);

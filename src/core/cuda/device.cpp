@@ -1,6 +1,7 @@
 #include "moecollab/core/device.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <map>
 #include <vector>
@@ -112,9 +113,11 @@ void* pinned_allocate(std::int64_t bytes) {
 }
 void pinned_release(void* p) { cudaFreeHost(p); }
 
-// A ring of pinned memory: a piece is given out again when the work queued right after it has run.
+// Staged pieces come from a ring of pinned memory in parts: a part is given out again when the work queued up
+// to its end has run, which at the length of the ring has long happened.
 struct Stream::Impl {
-  static constexpr std::int64_t kRingBytes = std::int64_t{4} << 20;
+  static constexpr std::int64_t kRingParts = 4, kPartBytes = std::int64_t{1} << 20;
+  static constexpr std::int64_t kRingBytes = kRingParts * kPartBytes;
 
   cudaStream_t stream = nullptr;
   void* scratch = nullptr;
@@ -122,8 +125,9 @@ struct Stream::Impl {
   void* host = nullptr;
   std::int64_t host_bytes = 0;
   char* ring = nullptr;
-  std::int64_t ring_used = 0;
-  std::vector<void*> large;  // pieces that the ring cannot hold, kept until the next wait
+  std::int64_t part = 0, part_used = 0;
+  std::array<cudaEvent_t, kRingParts> part_read{};  // null: nothing was staged there yet
+  std::vector<void*> large;  // pieces that a part cannot hold, kept until the next wait
   std::map<const void*, std::shared_ptr<void>> states;
 
   Impl() { check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate"); }
@@ -132,16 +136,27 @@ struct Stream::Impl {
     states.clear();
     if (scratch != nullptr) cudaFree(scratch);
     if (ring != nullptr) cudaFreeHost(ring);
+    for (const cudaEvent_t event : part_read)
+      if (event != nullptr) cudaEventDestroy(event);
     if (host != nullptr) cudaFreeHost(host);
     for (void* p : large) cudaFreeHost(p);
     cudaStreamDestroy(stream);
+  }
+  void next_part() {
+    cudaEvent_t& left = part_read[static_cast<std::size_t>(part)];
+    if (left == nullptr)
+      check_cuda(cudaEventCreateWithFlags(&left, cudaEventDisableTiming), "cudaEventCreate");
+    check_cuda(cudaEventRecord(left, stream), "cudaEventRecord");
+    part = (part + 1) % kRingParts;
+    part_used = 0;
+    const cudaEvent_t entered = part_read[static_cast<std::size_t>(part)];
+    if (entered != nullptr) check_cuda(cudaEventSynchronize(entered), "cudaEventSynchronize");
   }
   Impl(const Impl&) = delete;
   Impl& operator=(const Impl&) = delete;
 
   void synchronize() {
     check_cuda(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
-    ring_used = 0;
     for (void* p : large) cudaFreeHost(p);
     large.clear();
   }
@@ -194,7 +209,7 @@ void* Stream::scratch(std::int64_t bytes) {
 
 const void* Stream::stage(const void* host, std::int64_t bytes) {
   void* piece = nullptr;
-  if (bytes > Impl::kRingBytes) {
+  if (bytes > Impl::kPartBytes) {
     check_cuda(cudaMallocHost(&piece, static_cast<std::size_t>(bytes)), "cudaMallocHost");
     impl_->large.push_back(piece);
   } else {
@@ -203,9 +218,9 @@ const void* Stream::stage(const void* host, std::int64_t bytes) {
       check_cuda(cudaMallocHost(&ring, static_cast<std::size_t>(Impl::kRingBytes)), "cudaMallocHost");
       impl_->ring = static_cast<char*>(ring);
     }
-    if (impl_->ring_used + bytes > Impl::kRingBytes) impl_->synchronize();
-    piece = impl_->ring + impl_->ring_used;
-    impl_->ring_used += (bytes + 63) / 64 * 64;
+    if (impl_->part_used + bytes > Impl::kPartBytes) impl_->next_part();
+    piece = impl_->ring + impl_->part * Impl::kPartBytes + impl_->part_used;
+    impl_->part_used += (bytes + 63) / 64 * 64;
   }
   std::memcpy(piece, host, static_cast<std::size_t>(bytes));
   return piece;
