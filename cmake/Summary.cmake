@@ -12,6 +12,31 @@ function(moecollab_header_version result file)  # from lines "#define NAME numbe
   list(JOIN version "." version)
   set(${result} ${version} PARENT_SCOPE)
 endfunction()
+function(moecollab_on_off result option if_on if_off)
+  if(${option})
+    set(${result} ${if_on} PARENT_SCOPE)
+  else()
+    set(${result} ${if_off} PARENT_SCOPE)
+  endif()
+endfunction()
+if(MOECOLLAB_KERNELS_ONLY)
+  moecollab_on_off(cudnn MOECOLLAB_CUDNN_LIBRARIES "${CUDNN_GRAPH_LIBRARY}"
+    "not found: attention runs on its own kernels, its cuDNN part is left out")
+  moecollab_on_off(dnnl DNNL_LIBRARY "${DNNL_LIBRARY}" "not found: plain loops on the CPU, which only checks the device here")
+  message(STATUS "
+  MoECollab ${PROJECT_VERSION}, ${CMAKE_BUILD_TYPE}, kernels only (MOECOLLAB_KERNELS_ONLY): core, numerics and ops, without
+  comm, nn, data and the programs; without MPI, HDF5, Boost, fmt, JSON, xxHash, SentencePiece, zlib and NCCL
+    compiler       ${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION}
+    CUDA           ${MOECOLLAB_CUDA_TEXT}
+    cuBLASLt       ${CUBLASLT_LIBRARY}
+    cuDNN          ${cudnn}
+    oneDNN         ${dnnl}
+    Random123      ${RANDOM123_INCLUDE_DIR}
+    tests          ${MOECOLLAB_TESTS}
+    benchmarks     ${MOECOLLAB_BENCHMARKS}
+")
+  return()
+endif()
 set(dnnl_version_file ${DNNL_INCLUDE_DIR}/dnnl_version.h)
 if(EXISTS ${DNNL_INCLUDE_DIR}/oneapi/dnnl/dnnl_version.h)
   set(dnnl_version_file ${DNNL_INCLUDE_DIR}/oneapi/dnnl/dnnl_version.h)
@@ -21,13 +46,6 @@ moecollab_header_version(xxhash_version ${XXHASH_INCLUDE_DIR}/xxhash.h XXH_VERSI
 execute_process(COMMAND ${MPIEXEC_EXECUTABLE} --version OUTPUT_VARIABLE mpi_version ERROR_QUIET)
 string(REGEX REPLACE "\n.*" "" mpi_version "${mpi_version}")
 
-function(moecollab_on_off result option if_on if_off)
-  if(${option})
-    set(${result} ${if_on} PARENT_SCOPE)
-  else()
-    set(${result} ${if_off} PARENT_SCOPE)
-  endif()
-endfunction()
 moecollab_on_off(native MOECOLLAB_NATIVE "this processor (MOECOLLAB_NATIVE=OFF for any x86-64)" "any processor (MOECOLLAB_NATIVE=OFF)")
 if("-mno-avx512f" IN_LIST MOECOLLAB_NATIVE_FLAGS)
   string(APPEND native ", without AVX-512, which this compiler gets wrong (cmake/probes)")

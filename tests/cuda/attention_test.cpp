@@ -6,7 +6,7 @@
 #include "moecollab/ops/attention.hpp"
 #include "ops/attention_reference.hpp"
 #include "ops/cuda/attention.hpp"
-#include "ops/cuda/attention_plans.hpp"
+#include "ops/cuda/attention_engines.hpp"
 
 namespace moecollab::ops {
 namespace {
@@ -65,9 +65,9 @@ AttentionTensors run(const AttentionTensors& host, const Tensor& host_lengths,
                              t.k.shape()[3], options.causal, options.scale};
     const auto in = [](const Tensor& tensor) { return tensor.view().as<BFloat16>(); };
     const auto* const valid = lengths.view().as<std::int32_t>();
-    EXPECT_TRUE(stream.state<cuda::AttentionPlans>().backward(stream, in(t.d_out), in(t.q), in(t.k), in(t.v),
-                                                              valid, in(t.out), t.lse.view().as<float>(), x,
-                                                              in(t.dq), in(t.dk), in(t.dv), most_bytes));
+    EXPECT_TRUE(cuda::engine_attention_backward(stream, in(t.d_out), in(t.q), in(t.k), in(t.v), valid,
+                                                in(t.out), t.lse.view().as<float>(), x, in(t.dq), in(t.dk),
+                                                in(t.dv), most_bytes));
     for (const Tensor* d : {&t.dq, &t.dk, &t.dv})  // the caller's to clear
       cuda::clear_padding_rows(stream, valid, x.B, x.S, d->shape()[2] * x.Dh, in(*d));
   }
@@ -115,6 +115,7 @@ TEST_F(CudaAttention, AgreesWithItsDefinitionAndRepeatsItsBits) {
 
 // Large batches and long sequences go to cuDNN in pieces: of sequences, and of the key/value heads of one.
 TEST_F(CudaAttention, PiecesAgreeWithTheDefinition) {
+  if (!cuda::built_with_attention_engines()) GTEST_SKIP() << "built without cuDNN";
   const Case c{{3, 40, 6, 3, 8}, {40, 17, 33}};
   const Tensor lengths = lengths_of(c);
   const AttentionOptions options{true, 0.4};

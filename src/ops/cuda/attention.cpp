@@ -7,7 +7,7 @@
 #include <initializer_list>
 #include <type_traits>
 
-#include "ops/cuda/attention_plans.hpp"
+#include "ops/cuda/attention_engines.hpp"
 
 namespace moecollab::ops::cuda {
 namespace {
@@ -26,8 +26,7 @@ void attention_forward(Stream& stream, const T* q, const T* k, const T* v, const
                        const AttentionExtents& x, T* out, float* lse) {
   if (empty(x)) return;
   if constexpr (std::is_same_v<T, BFloat16>)
-    if (for_cudnn(x, {q, k, v, out}) &&
-        stream.state<AttentionPlans>().forward(stream, q, k, v, lengths, x, out, lse)) {
+    if (for_cudnn(x, {q, k, v, out}) && engine_attention_forward(stream, q, k, v, lengths, x, out, lse)) {
       clear_padding_rows(stream, lengths, x.B, x.S, x.H * x.Dh, out);
       clear_padding_lse(stream, lengths, x.B, x.H, x.S, lse);
       return;
@@ -42,7 +41,7 @@ void attention_backward(Stream& stream, const T* d_out, const T* q, const T* k, 
   if (empty(x)) return;
   if constexpr (std::is_same_v<T, BFloat16>)
     if (for_cudnn(x, {d_out, q, k, v, out, dq, dk, dv}) &&
-        stream.state<AttentionPlans>().backward(stream, d_out, q, k, v, lengths, out, lse, x, dq, dk, dv)) {
+        engine_attention_backward(stream, d_out, q, k, v, lengths, out, lse, x, dq, dk, dv)) {
       clear_padding_rows(stream, lengths, x.B, x.S, x.H * x.Dh, dq);
       clear_padding_rows(stream, lengths, x.B, x.S, x.Hkv * x.Dh, dk);
       clear_padding_rows(stream, lengths, x.B, x.S, x.Hkv * x.Dh, dv);
