@@ -79,44 +79,21 @@ TEST_F(OnDevice, EvaluatesGeneratesAndTrainsAnExpert) {
     expect_done(result);
     return result.output;
   };
-  const Words eval{"eval",
-                   "--data",
-                   data_,
-                   "--train.seq_len=32",
-                   "--train.eval_sequences=3",
-                   "--json",
-                   store::checkpoint_directory(run, 2)};
+  const Words eval{"eval", "--checkpoint",       run,      "--data",
+                   data_,  "--train.seq_len=32", "--json", "--train.eval_sequences=3"};
   const auto score = [&](const char* device) {
-    return nlohmann::json::parse(verb(device, eval))["models"][0]["domains"][0]["bits_per_byte"]
+    return nlohmann::json::parse(verb(device, eval))["models"][0]["domains"]["weather"]["bits_per_byte"]
         .get<double>();
   };
   const double on_cpu = score("cpu");
   EXPECT_LE(std::abs(score("cuda") - on_cpu), 40.0 * 64.0 * 0x1p-24 * on_cpu);
-  const Words generate{"generate",   store::checkpoint_directory(run, 2),
-                       "--prompt",   "the rain",
+  const Words generate{"generate",   "--checkpoint",   run, "--prompt", "the rain",
                        "--tokens=8", "--temperature=0"};
   EXPECT_EQ(verb("cuda", generate), verb("cpu", generate));
-  verb("cuda", {"expert",
-                "train",
-                "--anchor",
-                run,
-                "--data",
-                data_,
-                "--run",
-                folder_ / "expert",
-                "--out",
-                folder_ / "shards",
-                "--name",
-                "rain",
-                "--owner",
-                "me",
-                "--domain",
-                "weather",
-                "--train.steps=2",
-                "--train.seq_len=32",
-                "--train.batch_size=6",
-                "--train.eval_sequences=3",
-                "--optimizer.warmup_steps=1"});
+  verb("cuda",
+       joined({"expert", "train", "--anchor", run, "--data", data_, "--expert.name=rain", "--expert.owner=me",
+               "--expert.domain=weather", "--out", folder_ / "shards", "--train.steps=2"},
+              small_training()));
   EXPECT_FALSE(std::filesystem::is_empty(folder_ / "shards"));
 }
 
