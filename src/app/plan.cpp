@@ -121,8 +121,9 @@ std::string describe_training(const Planned& planned, const config::Settings& se
   return line("activations", bytes(activations) + " at most on a rank, if all tokens chose its experts" +
                                  (config.max_rows == 0 ? "; model.max_rows bounds it further" : "")) +
          (on_cuda ? line("device",
-                         "cuda; beside the above, what its libraries hold, and the scratch of the "
-                         "largest operation (64 MiB and more with long sequences)")
+                         fmt::format("cuda; scratch and staging {}, beside what its libraries hold",
+                                     bytes(nn::device_scratch_bytes(
+                                         config, {(sequences + num_ranks - 1) / num_ranks, train.seq_len}))))
                   : std::string()) +
          line("checkpoint", bytes(sizes_of(planned).saved_bytes) + " of tensors") +
          line("all-to-all",

@@ -86,4 +86,17 @@ std::int64_t activation_bytes_bound(const ModelConfig& config, const ExpertSlots
   return kept + std::max(scratch, logits) + ends + rounding;
 }
 
+std::int64_t device_scratch_bytes(const ModelConfig& config, const WorkPerRank& work) {
+  constexpr std::int64_t kMiB = std::int64_t{1} << 20;
+  const std::int64_t s = work.seq_len, b = work.max_sequences;
+  const std::int64_t heads_per_group =
+      config.num_attention_heads / std::max<std::int64_t>(config.num_key_value_heads, 1);
+  const std::int64_t scores = 2 * b * config.num_attention_heads * s * s;
+  const std::int64_t piece = std::max(512 * kMiB, 2 * heads_per_group * s * s);
+  const std::int64_t attention =
+      (config.dtype == DType::bf16 ? std::min(scores, piece) : 0) + 4 * b * s * config.num_attention_heads;
+  constexpr std::int64_t kProducts = 32 * kMiB, kSums = 64 * kMiB, kStaging = 4 * kMiB, kStreams = 3;
+  return std::max(attention, kProducts) + kSums + kStreams * kStaging;
+}
+
 }  // namespace moecollab::nn

@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "cuda/device_support.hpp"
+#include "moecollab/nn/memory.hpp"
 #include "moecollab/nn/parameters.hpp"
 #include "moecollab/nn/transformer.hpp"
 #include "support/compare_models.hpp"
@@ -57,6 +58,10 @@ TEST_P(DeviceModel, InF32AgreesWithF64) {
             bound * std::max(std::abs(exact.result.aux_loss), 0.01));
   EXPECT_EQ(device.result.dropped_picks, exact.result.dropped_picks);
   expect_near(device.tiny.params, exact.tiny.params, &Block::grad, bound);
+  EXPECT_LE(device.tiny.arena.peak_bytes(),
+            nn::activation_bytes_bound(device.tiny.spec.config, device.tiny.slots,
+                                       {spec.sequences, spec.seq_len, 1, 0, Device::cuda,
+                                        device.tiny.batches[0].view.global_tokens}));
 }
 
 // Where values are rounded to bf16 the two backends differ; neither may be farther from f64 than that

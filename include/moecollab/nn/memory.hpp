@@ -26,4 +26,9 @@ struct WorkPerRank {
 std::int64_t activation_bytes_bound(const ModelConfig& config, const ExpertSlots& slots,
                                     const WorkPerRank& work);
 
+// About how much the streams of a CUDA device hold beside that: staging memory, the sums over ranks in
+// flight, and the scratch of the largest operation (attention backward in bf16 keeps scores, in pieces of 512
+// MiB or one key/value head). Libraries' own memory comes on top.
+std::int64_t device_scratch_bytes(const ModelConfig& config, const WorkPerRank& work);
+
 }  // namespace moecollab::nn
