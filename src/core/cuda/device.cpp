@@ -113,6 +113,20 @@ void* pinned_allocate(std::int64_t bytes) {
 }
 void pinned_release(void* p) { cudaFreeHost(p); }
 
+namespace {
+// Events that nobody holds any more, for the next record: a step makes none. A stream that waits for an event
+// waits for what it stood for then, so it may be recorded again at once.
+struct EventPool {
+  std::vector<cudaEvent_t> free;
+  EventPool() = default;
+  ~EventPool() {
+    for (const cudaEvent_t event : free) cudaEventDestroy(event);
+  }
+  EventPool(const EventPool&) = delete;
+  EventPool& operator=(const EventPool&) = delete;
+};
+}  // namespace
+
 // Staged pieces come from a ring of pinned memory in parts: a part is given out again when the work queued up
 // to its end has run, which at the length of the ring has long happened.
 struct Stream::Impl {
@@ -129,6 +143,8 @@ struct Stream::Impl {
   std::array<cudaEvent_t, kRingParts> part_read{};  // null: nothing was staged there yet
   std::vector<void*> large;  // pieces that a part cannot hold, kept until the next wait
   std::map<const void*, std::shared_ptr<void>> states;
+  std::shared_ptr<EventPool> events =
+      std::make_shared<EventPool>();  // outlives the stream while events are held
 
   Impl() { check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate"); }
   ~Impl() {
@@ -182,9 +198,15 @@ Event Stream::record() {
   Event event;
   if (!impl_) return event;
   cudaEvent_t handle = nullptr;
-  check_cuda(cudaEventCreateWithFlags(&handle, cudaEventDisableTiming), "cudaEventCreate");
+  std::shared_ptr<EventPool>& pool = impl_->events;
+  if (pool->free.empty()) {
+    check_cuda(cudaEventCreateWithFlags(&handle, cudaEventDisableTiming), "cudaEventCreate");
+  } else {
+    handle = pool->free.back();
+    pool->free.pop_back();
+  }
   event.handle_ =
-      std::shared_ptr<void>(handle, [](void* p) { cudaEventDestroy(static_cast<cudaEvent_t>(p)); });
+      std::shared_ptr<void>(handle, [pool](void* p) { pool->free.push_back(static_cast<cudaEvent_t>(p)); });
   check_cuda(cudaEventRecord(handle, impl_->stream), "cudaEventRecord");
   return event;
 }
