@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "app/commands.hpp"
+#include "app/device.hpp"
 #include "app/model_files.hpp"
 #include "app/training_run.hpp"
 #include "moecollab/core/error.hpp"
@@ -38,7 +39,7 @@ nn::ModelConfig small_model(DType dtype) {
 
 // A model of five experts on the ranks of `parallel`, one batch, and the gradients of one step.
 struct Trial {
-  Trial(DType dtype, const nn::Parallel& parallel, PhaseClock& clock)
+  Trial(DType dtype, const nn::Parallel& parallel, PhaseClock& clock, Device device = Device::cpu)
       : config(small_model(dtype)),
         slots(nn::initial_slots({5, ExpertKind::swiglu, 24}, 7, parallel.expert_parallel_size())),
         params(nn::make_params(config, slots, parallel.expert_rank(), true)),
@@ -46,8 +47,10 @@ struct Trial {
         tokens(DType::i32, {share.end - share.begin, kLength}),
         targets(DType::i32, tokens.shape()),
         segments(DType::i32, tokens.shape()),
-        lengths(DType::i32, {share.end - share.begin}) {
+        lengths(DType::i32, {share.end - share.begin}),
+        arena(kArenaSlabBytes, false, device) {
     nn::initialise_params(params, 7);
+    params.move_to(device);
     for (std::int64_t b = share.begin; b < share.end; ++b) {
       lengths.view().as<std::int32_t>()[b - share.begin] = kLength;
       for (std::int64_t s = 0; s < kLength; ++s) {
@@ -69,6 +72,7 @@ struct Trial {
     batch.lengths = lengths.view();
     report = trainer.accumulate({&batch, 1});
     norm = train::global_grad_norm(trainer.step_context(), parallel);
+    params.move_to(Device::cpu);  // where gradients are compared
   }
 
   nn::ModelConfig config;
@@ -102,6 +106,7 @@ double gradient_difference(const ParamStore& a, const ParamStore& b) {
 
 void run_selftest(const Job& job) {
   set_threads(job.settings, job.world);
+  const ChosenDevice device = choose_device(job);
   const bool speaks = job.world.rank() == 0;
   bool all_ok = true;
   const auto check = [&](const std::string& what, double value, double bound) {
@@ -124,6 +129,27 @@ void run_selftest(const Job& job) {
     check("gradient norm of " + name, std::abs(one.norm - many.norm) / one.norm, kTerms * eps);
     const Trial again(dtype, together, job.clock);
     check("the same run twice, bit for bit, " + std::string(to_string(dtype)),
+          gradient_difference(again.params, many.params), 0.0);
+  }
+  if (speaks && device.device == Device::cpu) fmt::print("device: {}\n", device.text);
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    if (device.device == Device::cpu) break;
+    // Every operation orders its sums in its own way here: some ten of them follow one another, and in bf16
+    // each rounds what it stores.
+    const double bound = dtype == DType::f32 ? 10.0 * kTerms * std::numeric_limits<float>::epsilon()
+                                             : 10.0 * std::ldexp(1.0, -8);
+    const nn::Parallel alone = nn::Parallel::single();
+    const nn::Parallel together(job.world.split(0, job.world.rank()), job.world.size());
+    const Trial cpu(dtype, alone, job.clock), many(dtype, together, job.clock, device.device);
+    const std::string name =
+        fmt::format("{} rank(s) on cuda against one cpu, {}", job.world.size(), to_string(dtype));
+    check("loss of " + name, std::abs(cpu.report.loss - many.report.loss) / cpu.report.loss, bound);
+    // In bf16 a pick near a tie may fall to the other side, and single gradients with it.
+    if (dtype == DType::f32)
+      check("gradients of " + name, gradient_difference(many.params, cpu.params), bound);
+    check("gradient norm of " + name, std::abs(cpu.norm - many.norm) / cpu.norm, bound);
+    const Trial again(dtype, together, job.clock, device.device);
+    check("the same run on cuda twice, bit for bit, " + std::string(to_string(dtype)),
           gradient_difference(again.params, many.params), 0.0);
   }
   if (speaks)

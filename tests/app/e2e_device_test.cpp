@@ -97,6 +97,15 @@ TEST_F(OnDevice, EvaluatesGeneratesAndTrainsAnExpert) {
   EXPECT_FALSE(std::filesystem::is_empty(folder_ / "shards"));
 }
 
+TEST_F(OnDevice, SelftestHoldsItAgainstTheCpu) {
+  for (const int ranks : {1, 2}) {
+    const ProgramResult result = moecollab_on(ranks, {"selftest", "--train.threads=1", "--device", "cuda"});
+    expect_done(result);
+    EXPECT_NE(result.output.find("on cuda against one cpu, bf16"), std::string::npos) << result.output;
+    EXPECT_EQ(result.output.find("FAIL"), std::string::npos) << result.output;
+  }
+}
+
 TEST_F(OnDevice, MoreRanksThanDevicesAreRefusedOrStayOnTheCpu) {
   const std::string run = folder_ / "run";
   const int ranks = cuda_devices().num + 1;
