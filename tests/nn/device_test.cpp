@@ -2,6 +2,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <string>
 #include <tuple>
 
 #include "cuda/device_support.hpp"
@@ -137,7 +140,14 @@ TEST_P(DeviceBits, DoNotDependOnExpertsThatAreNotPicked) {
 INSTANTIATE_TEST_SUITE_P(Types, DeviceBits, testing::Values(DType::f32, DType::bf16),
                          [](const auto& instance) { return to_string(instance.param); });
 
-class DeviceExperts : public OnDevice {};
+class DeviceExperts : public OnDevice {
+ protected:
+  static ConstTensorView filled_with(std::int32_t value) {
+    static std::int32_t held;
+    held = value;
+    return {&held, DType::i32, Device::cpu, {1}};
+  }
+};
 
 // The list of experts is edited between steps as on the CPU: one comes, one goes, one is frozen.
 TEST_F(DeviceExperts, ComeAndGoBetweenSteps) {
@@ -177,6 +187,33 @@ TEST_F(DeviceExperts, ComeAndGoBetweenSteps) {
     if (!block.trainable) continue;
     EXPECT_LE(max_abs_difference(block.grad(), other.grad()),
               rounding_bound(DType::f32) * std::max(1.0, max_abs(other.grad())));
+  }
+}
+
+// The host queues a whole step without waiting where capacity makes all counts constant; without one it waits
+// for the counts. Seen by a note that the device sends before the step: it has not arrived while nothing ran.
+TEST_F(DeviceExperts, WithACapacityNothingWaits) {
+  const char* streams = std::getenv("CUDASIM_STREAMS");
+  if (streams == nullptr || std::string(streams) != "lazy")
+    GTEST_SKIP() << "needs streams that work as late as they may (CUDASIM_STREAMS=lazy)";
+  for (const double capacity : {0.0, 0.7}) {
+    TinySpec spec = tiny_spec("waits");
+    spec.config.dtype = DType::f32;
+    spec.config.capacity_factor = capacity;
+    TinyModel tiny(spec, single(), false, Device::cuda);
+    const nn::Transformer model = tiny.transformer();
+    nn::Readback readback;
+    const auto queue = [&] {
+      model.forward_backward(tiny.step, tiny.batches[0].view, spec.balance, readback, nullptr);
+    };
+    queue();  // takes the memory that the next step finds
+    const Tensor note = to_device(filled_with(1));
+    Tensor arrived = Tensor::pinned(DType::i32, {1});
+    copy(tiny.compute, note.view(), arrived.view());
+    queue();
+    EXPECT_EQ(*arrived.view().as<std::int32_t>(), capacity > 0.0 ? 0 : 1) << "capacity " << capacity;
+    tiny.compute.synchronize();
+    EXPECT_EQ(*arrived.view().as<std::int32_t>(), 1);
   }
 }
 
