@@ -13,7 +13,7 @@ using namespace moecollab::test;
 class CudaElementwise : public OnDevice {
  protected:
   Stream host_;
-  Stream& device_ = device_stream();
+  static Stream& queue() { return device_stream(); }  // not before SetUp has looked for a device
 };
 
 constexpr std::int64_t kSizes[] = {0, 1, 6, 300, 8193, 20000};
@@ -27,7 +27,7 @@ TEST_F(CudaElementwise, CastHasTheBitsOfTheHost) {
         cast(host_, x.view(), want.view());
         const auto have = same_results([&](bool shifted) {
           const Placed dx(x.view(), shifted), y(poisoned(to, {n}).view(), shifted);
-          cast(device_, dx.view(), y.view());
+          cast(queue(), dx.view(), y.view());
           return results_of(y);
         });
         EXPECT_TRUE(same_bits(have[0].view(), want.view())) << to_string(from) << " " << to_string(to) << n;
@@ -44,9 +44,9 @@ TEST_F(CudaElementwise, AddScaleAndZeroHaveTheBitsOfTheHost) {
       const auto have = same_results([&](bool shifted) {
         const Placed dx(x.view(), shifted), added(start.view(), shifted), times(start.view(), shifted);
         const Placed zero(start.view(), shifted);
-        add(device_, dx.view(), added.view());
-        scale(device_, -0.3, times.view());
-        ops::fill_zero(device_, zero.view());
+        add(queue(), dx.view(), added.view());
+        scale(queue(), -0.3, times.view());
+        ops::fill_zero(queue(), zero.view());
         return results_of(added, times, zero);
       });
       EXPECT_TRUE(same_bits(have[0].view(), sum.view())) << to_string(dtype) << n;
@@ -62,8 +62,8 @@ TEST_F(CudaElementwise, AddScalarsReachesItsElementsAlone) {
     const std::vector<double> values{0.25, -1.5, 3.0};
     add_scalars(host_, offsets, values, want.view());
     const Placed y(start.view(), true);
-    add_scalars(device_, offsets, values, y.view());
-    add_scalars(device_, {}, {}, y.view());
+    add_scalars(queue(), offsets, values, y.view());
+    add_scalars(queue(), {}, {}, y.view());
     EXPECT_TRUE(same_bits(results_of(y)[0].view(), want.view())) << to_string(dtype);
   }
 }
@@ -90,8 +90,8 @@ TEST_F(CudaElementwise, SumsAgreeWithTheHost) {
       }
       const Placed sums(poisoned(DType::f64, {num_parts}).view(), shifted);
       const Placed one(poisoned(DType::f64, {1}).view(), shifted);
-      sum_of_squares(device_, device_views, sums.view());
-      sum(device_, device_views[4], one.view());
+      sum_of_squares(queue(), device_views, sums.view());
+      sum(queue(), device_views[4], one.view());
       return results_of(sums, one);
     });
     // n additions in double, in another order than the host's.
@@ -117,8 +117,8 @@ TEST_F(CudaElementwise, StackedRowsGoThereAndBack) {
           sources.push_back(placed.back().view());
           targets.push_back(targets.size() == 3 ? TensorView{} : placed.back().view());
         }
-        stack_rows(device_, sources, stacked.view());
-        add_to_rows(device_, stacked.view(), targets);  // each but the fourth is doubled
+        stack_rows(queue(), sources, stacked.view());
+        add_to_rows(queue(), stacked.view(), targets);  // each but the fourth is doubled
         const Tensor all = std::move(results_of(stacked)[0]);
         for (std::int64_t i = 0; i < count; ++i) {
           const Tensor& row = rows[static_cast<std::size_t>(i)];
@@ -144,8 +144,8 @@ TEST_F(CudaElementwise, SwigluAgreesWithTheHost) {
       const auto have = same_results([&](bool shifted) {
         const Placed pa(a.view(), shifted), pb(b.view(), shifted), pdh(dh.view(), shifted);
         const Placed ph(poisoned(dtype, shape).view(), shifted);
-        swiglu_forward(device_, pa.view(), pb.view(), ph.view());
-        swiglu_backward(device_, pdh.view(), pa.view(), pb.view(), pa.view(), pb.view());  // in place
+        swiglu_forward(queue(), pa.view(), pb.view(), ph.view());
+        swiglu_backward(queue(), pdh.view(), pa.view(), pb.view(), pa.view(), pb.view());  // in place
         return results_of(ph, pa, pb);
       });
       // A handful of f32 roundings, relative to each term of the formula, and the last one to the type.
@@ -160,9 +160,9 @@ TEST_F(CudaElementwise, SwigluAgreesWithTheHost) {
 TEST_F(CudaElementwise, RejectsOtherDevicesAndTypes) {
   const Tensor host(DType::f32, {4}), device = to_device(host.view()),
                                       wide = to_device(Tensor(DType::f64, {4}).view());
-  EXPECT_THROW(add(device_, host.view(), device.view()), InternalError);
+  EXPECT_THROW(add(queue(), host.view(), device.view()), InternalError);
   EXPECT_THROW(add(host_, host.view(), device.view()), InternalError);
-  EXPECT_THROW(swiglu_forward(device_, wide.view(), wide.view(), wide.view()), DTypeError);
+  EXPECT_THROW(swiglu_forward(queue(), wide.view(), wide.view(), wide.view()), DTypeError);
 }
 
 }  // namespace
