@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -43,8 +44,8 @@ class Bench {
   Arena& arena() { return arena_; }
   bool failed() const { return failed_; }
 
-  // Of the device. Values are normal; they repeat after some millions, because making them takes the host
-  // long.
+  // Of the device. The same million values or two over and over, each tensor from another one on, because
+  // making them takes the host long.
   Tensor normal(DType dtype, const Shape& shape, double std = 0.5);
   static Tensor zeros(DType dtype, const Shape& shape) { return Tensor(dtype, shape, Device::cuda); }
 
@@ -68,7 +69,8 @@ class Bench {
   Stream stream_{Device::cuda};
   Arena arena_{std::int64_t{16} << 20, false, Device::cuda};
   Tensor other_data_, other_sum_;
-  std::uint64_t next_seed_ = 0;
+  std::map<std::pair<DType, double>, Tensor> made_;  // of the host
+  std::int64_t num_normal_ = 0;
 };
 
 inline std::string text(const char* letter, std::int64_t value) {

@@ -81,8 +81,8 @@ def goals_of(measurements, stages):
         stage = next((s for s in stages if s["name"] == tool), {"status": "not run", "reason": "not reached"})
         status = {"passed": "met", "failed": "missed"}.get(stage["status"], "not run")
         lines.append({"goal": f"compute-sanitizer {tool}", "case": "chosen kernel tests",
-                      "wanted": "no error", "figure": None if status == "not run" else stage.get("errors"), "status": status,
-                      "reason": stage["reason"]})
+                      "wanted": "no error", "figure": None if status == "not run" else stage.get("errors"),
+                      "status": status, "reason": stage["reason"]})
     return lines
 
 
@@ -189,7 +189,9 @@ def table(results):
         if r.get("gflop"):
             rate = f"{r['gflop'] / r['ms']:.1f} TFLOP/s"
         elif r.get("gigabytes"):
-            rate = f"{r['gigabytes'] / r['ms'] * 1e3:.0f} GB/s of {r.get('bytes_formula', '')}"
+            share = share_of_copy(r, results["measurements"])
+            rate = f"{r['gigabytes'] / r['ms'] * 1e3:.0f} GB/s ({r.get('bytes_formula', '')} bytes)"
+            rate += "" if share is None else f", {100 * share:.0f} % of a copy"
         spread = f" ({r['min_ms']:.4g} to {r['max_ms']:.4g})" if "min_ms" in r else ""
         reference = f"{r['reference_ms']:.4g} ({r.get('reference', 'reference')})" if r.get("reference_ms") else ""
         out.append(cells(r["case"], r["dtype"], r["shape"], f"{r['ms']:.4g}{spread}", rate, reference, "measured"))
