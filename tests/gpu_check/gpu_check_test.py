@@ -32,7 +32,8 @@ def results(measurements, all_stages, gpu="A GPU", **tests):
 
 
 def measured(case, ms, **more):
-    return {"case": case, "dtype": "bf16", "shape": SHAPE, "status": "measured", "ms": ms, "rows_per_expert": 2048, **more}
+    return {"case": case, "dtype": "bf16", "shape": SHAPE, "status": "measured", "ms": ms, "rows_per_expert": 2048,
+            **more}
 
 
 def nothing_ran():
@@ -63,7 +64,8 @@ class Report(unittest.TestCase):
 
     def test_a_layer_may_lose_little_time(self):
         for ms, status in ((1.1, "met"), (1.3, "missed")):
-            self.assertEqual(self.goal([measured("moe_layer_forward", ms, reference_ms=1.0)], "layer")["status"], status)
+            g = self.goal([measured("moe_layer_forward", ms, reference_ms=1.0)], "layer")
+            self.assertEqual(g["status"], status)
 
     def test_bandwidth_needs_the_copy(self):
         row = measured("gather_rows", 1.0, gigabytes=1.5)
@@ -149,6 +151,7 @@ class Benchmarks(unittest.TestCase):
             check.measure(stage, ["sh", "-c", f"echo '{line}'; echo '{{\"case\": \"cut'; exit 3"], 10, ours=True)
             self.assertEqual(stage.status, "failed")
             self.assertEqual([r["case"] for r in check.measurements], ["copy"])
+            self.assertIn("exit code 3: {", stage.reason)  # what it said, not the command
 
 
 if __name__ == "__main__":
