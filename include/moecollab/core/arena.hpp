@@ -1,5 +1,6 @@
-// A stack of scratch and activation memory. Grows by slabs, never moves what it gave out, and keeps its slabs
-// when released, so that after the first step no step allocates.
+// A stack of scratch and activation memory. Grows by slabs, never moves what it gave out, and keeps its
+// memory when released, so that after the first step no step allocates, unless it needs more than any before.
+// When all is released the slabs become one.
 #pragma once
 
 #include <cstdint>
@@ -41,7 +42,9 @@ class Arena {
     Tensor memory;
     std::int64_t used_bytes = 0;
   };
-  std::vector<Slab> slabs_;
+  void join();
+
+  std::vector<Slab> slabs_;  // those behind the current one hold nothing
   std::size_t current_ = 0;
   std::int64_t slab_bytes_;
   std::int64_t total_bytes_ = 0;
