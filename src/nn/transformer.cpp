@@ -187,9 +187,14 @@ void Transformer::leave_report(Step& step, const Saved& saved, ConstTensorView l
                                Readback& readback) const {
   const TensorView loss_sum = step.arena.tensor(DType::f64, {1});
   ops::sum(step.compute, losses, loss_sum);
-  if (readback.loss_sum.empty()) readback.loss_sum = Tensor::pinned(DType::f64, {1});
+  // Pinned memory only for a device: it would have a process that computes on the CPU take part of one.
+  const auto host = [&](const Shape& shape) {
+    return step.compute.device() == Device::cuda ? Tensor::pinned(DType::f64, shape)
+                                                 : Tensor(DType::f64, shape);
+  };
+  if (readback.loss_sum.empty()) readback.loss_sum = host({1});
   if (readback.sums.empty() || readback.sums.shape() != saved.sums.shape)
-    readback.sums = Tensor::pinned(DType::f64, saved.sums.shape);
+    readback.sums = host(saved.sums.shape);
   copy(step.compute, loss_sum, readback.loss_sum.view());
   copy(step.compute, saved.sums, readback.sums.view());
 }
