@@ -8,10 +8,6 @@
 
 namespace moecollab::nn {
 
-namespace {
-constexpr std::int64_t kLogitElements = std::int64_t{4} << 20;  // logits held at once
-}
-
 LossHead::LossHead(const ModelConfig& config, const ParamStore& params) : config_(config) {
   const char* name = config.head == Head::classifier ? "score.weight"
                      : config.tie_word_embeddings    ? "embed_tokens.weight"
@@ -33,7 +29,7 @@ void LossHead::forward(Step& step, const Batch& batch, ConstTensorView x, Tensor
   if (config_.head == Head::classifier) return classify(step, batch, x, losses, nullptr);
   const std::int64_t tokens = x.dim(0), vocab = config_.vocab_size;
   const ConstTensorView targets = batch.targets.reshaped({tokens});
-  const std::int64_t chunk = std::max<std::int64_t>(kLogitElements / vocab, 1);
+  const std::int64_t chunk = std::max<std::int64_t>(logits_at_a_time(step.compute.device()) / vocab, 1);
   for (std::int64_t begin = 0; begin < tokens; begin += chunk) {
     const ArenaScope chunk_scope(step.arena);
     const std::int64_t end = std::min(tokens, begin + chunk);
@@ -51,7 +47,7 @@ void LossHead::forward_backward(Step& step, const Batch& batch, ConstTensorView 
   const std::int64_t tokens = x.dim(0), vocab = config_.vocab_size;
   const ConstTensorView targets = batch.targets.reshaped({tokens});
   const double scale = 1.0 / static_cast<double>(batch.global_targets_of_step);
-  const std::int64_t chunk = std::max<std::int64_t>(kLogitElements / vocab, 1);
+  const std::int64_t chunk = std::max<std::int64_t>(logits_at_a_time(step.compute.device()) / vocab, 1);
   for (std::int64_t begin = 0; begin < tokens; begin += chunk) {
     const ArenaScope chunk_scope(step.arena);
     const std::int64_t end = std::min(tokens, begin + chunk);

@@ -10,6 +10,13 @@
 
 namespace moecollab::nn {
 
+// Elements of the logits that exist at a time, as far as whole rows allow. For every such part the head's
+// weight is read twice and its gradient read and written: a device needs many rows to make up for that, a CPU
+// finds fewer logits in its caches.
+inline std::int64_t logits_at_a_time(Device device) {
+  return std::int64_t{1} << (device == Device::cuda ? 27 : 22);
+}
+
 class LossHead {
  public:
   LossHead(const ModelConfig& config, const ParamStore& params);
