@@ -83,7 +83,10 @@ if(MOECOLLAB_CUDA_EMULATION)
   add_subdirectory(tests/support/cudasim)
 else()
   if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-    set(CMAKE_CUDA_ARCHITECTURES 80-real 90-real 100)  # code for each, and PTX for what is newer
+    set(CMAKE_CUDA_ARCHITECTURES 80-real 90)  # code for each, and PTX for what is newer
+    if(CUDAToolkit_VERSION VERSION_GREATER_EQUAL 12.8)  # older ones do not know Blackwell
+      set(CMAKE_CUDA_ARCHITECTURES 80-real 90-real 100)
+    endif()
   endif()
   enable_language(CUDA)
   if(NOT DEFINED CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25.1 does not know that nvcc 12 has C++20
