@@ -36,7 +36,7 @@ class DeviceGroup {
   void all_reduce_sum(Stream& stream, TensorView tensor);  // f32, f64, i64
 
  private:
-  void check_alive() const;
+  void check_alive();
   template <class T>
   void sum_pieces(Stream& stream, T* data, std::int64_t n);
   template <class T>

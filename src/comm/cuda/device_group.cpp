@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <utility>
 
 #include "comm/cuda/nccl_check.hpp"
 #include "comm/cuda/sum_in_rank_order.hpp"
@@ -76,12 +77,15 @@ DeviceGroup::~DeviceGroup() {
   ncclCommDestroy(comm_);
 }
 
-// What went wrong in the background since the last call: a broken link, a rank that is gone.
-void DeviceGroup::check_alive() const {
+// What went wrong in the background since the last call: a broken link, a rank that is gone. Kernels that
+// wait for it end with the group only, and streams that unwind before the group does would wait for them.
+void DeviceGroup::check_alive() {
   if (comm_ == nullptr) return;
   ncclResult_t state = ncclSuccess;
   check_nccl(ncclCommGetAsyncError(comm_, &state), "ncclCommGetAsyncError", comm_);
-  check_nccl(state, "an earlier exchange between devices", comm_);
+  if (state == ncclSuccess) return;
+  ncclCommAbort(std::exchange(comm_, nullptr));
+  check_nccl(state, "an earlier exchange between devices", nullptr);
 }
 
 void DeviceGroup::all_to_all_rows(Stream& stream, const void* send, void* recv, std::int64_t row_bytes,
