@@ -85,7 +85,7 @@ int Communicator::use_local_cuda_device() const {
     const bool shared = device < 0 && !seen[static_cast<std::size_t>(host_rank)].empty();
     if (shared) throw UsageError(too_few(seen));
     use_cuda_device(std::max(device, 0));  // says why, when there is none at all
-  } catch (const UsageError& error) {
+  } catch (const Error& error) {           // on every rank alike, also when only one device is busy or broken
     problem = error.what();
   }
   const int mine = problem.empty() ? size() : rank();

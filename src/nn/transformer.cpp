@@ -139,7 +139,7 @@ void Transformer::forward(Step& step, const Batch& host_batch, Saved& saved) con
 // The same list reversed. dx [T,D] enters as the gradient of `hidden` and is used as the gradient of the
 // residual stream.
 void Transformer::backward(Step& step, const ops::BalanceOptions& balance, const Saved& saved, TensorView dx,
-                           GradientEvents* done) const {
+                           const LayerDone& layer_done) const {
   const ArenaScope scope(step.arena);
   const Batch& batch = saved.batch;
   const TensorView dh = step.arena.tensor(dx.dtype, dx.shape);
@@ -147,11 +147,6 @@ void Transformer::backward(Step& step, const ops::BalanceOptions& balance, const
                                  TensorView out) {
     ops::rms_norm_backward(step.compute, dy, in, step.params.value(weight), rstd, out,
                            step.params.grad(weight));
-  };
-
-  if (done != nullptr) done->layers.assign(blocks_.size(), {});
-  const auto layer_done = [&](std::size_t l) {
-    if (done != nullptr) done->layers[l] = step.compute.record();
   };
 
   norm_backward(final_norm_, dx, saved.x, saved.rstd, dx);
@@ -164,14 +159,15 @@ void Transformer::backward(Step& step, const ops::BalanceOptions& balance, const
                           dh);
     else
       block.dense->backward(step, batch, dx, s.h_mlp, s.dense, dh);
-    if (!trunk_trainable_ && moe_index == 0) return layer_done(l);  // nothing below here learns
+    if (!trunk_trainable_ && moe_index == 0)  // nothing below here learns
+      return layer_done(static_cast<std::int64_t>(l));
     norm_backward(block.mlp_norm, dh, s.mid, s.rstd_mlp, dh);
     ops::add(step.compute, dh, dx);
 
     block.attention.backward(step, batch, saved.facts.positions, dx, s.h_attention, s.attention, dh);
     norm_backward(block.attention_norm, dh, s.x, s.rstd_attention, dh);
     ops::add(step.compute, dh, dx);
-    layer_done(l);
+    layer_done(static_cast<std::int64_t>(l));
   }
   if (trunk_trainable_)
     ops::embedding_backward(step.compute, batch.tokens.reshaped({dx.dim(0)}), dx,
@@ -226,7 +222,7 @@ LossReport Transformer::report(Step& step, const Batch& batch, const ops::Balanc
 }
 
 void Transformer::forward_backward(Step& step, const Batch& batch, const ops::BalanceOptions& balance,
-                                   Readback& readback, GradientEvents* done) const {
+                                   Readback& readback, const LayerDone& layer_done) const {
   const ArenaScope scope(step.arena);
   Saved saved;
   forward(step, batch, saved);
@@ -235,13 +231,13 @@ void Transformer::forward_backward(Step& step, const Batch& batch, const ops::Ba
   head_.forward_backward(step, saved.batch, saved.hidden, losses, dx);
   reduce_sums(step, saved);
   leave_report(step, saved, losses, readback);
-  backward(step, balance, saved, dx, done);
+  backward(step, balance, saved, dx, layer_done);
 }
 
 LossReport Transformer::forward_backward(Step& step, const Batch& batch,
                                          const ops::BalanceOptions& balance) const {
   Readback readback;
-  forward_backward(step, batch, balance, readback, nullptr);
+  forward_backward(step, batch, balance, readback, [](std::int64_t) {});
   return report(step, batch, balance, readback);
 }
 

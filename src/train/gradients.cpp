@@ -36,7 +36,9 @@ std::vector<LayerRange> layer_ranges(const Block& block) {
   return ranges;
 }
 
-void reduce_layer(Step& step, const nn::Parallel& parallel, std::int64_t layer) {
+void sum_layer(Step& step, const nn::Parallel& parallel, std::int64_t layer) {
+  const PhaseScope phase(step.clock, Phase::all_reduce);
+  step.transfer.wait(step.compute.record());
   for (const Block& block : step.params.blocks()) {
     if (!block.trainable || block.kind == BlockKind::router) continue;
     if (block.kind == BlockKind::expert && parallel.num_replicas() == 1) continue;
@@ -70,18 +72,14 @@ void reduce_routers(Step& step, const nn::Parallel& parallel) {
 
 }  // namespace
 
-void reduce_gradients(Step& step, const nn::Parallel& parallel, const nn::GradientEvents& done) {
+void reduce_layer(Step& step, const nn::Parallel& parallel, std::int64_t layer) {
+  if (parallel.world().size() > 1) sum_layer(step, parallel, layer);
+}
+
+void reduce_rest(Step& step, const nn::Parallel& parallel) {
   if (parallel.world().size() == 1) return;
+  sum_layer(step, parallel, -1);
   const PhaseScope phase(step.clock, Phase::all_reduce);
-  std::int64_t num_layers = 0;
-  for (const Block& block : step.params.blocks())
-    for (const LayerRange& range : layer_ranges(block)) num_layers = std::max(num_layers, range.layer + 1);
-  const Event all_done = step.compute.record();
-  for (std::int64_t l = num_layers; l-- > -1;) {  // -1 is what belongs to no layer
-    const auto i = static_cast<std::size_t>(l);
-    step.transfer.wait(l >= 0 && i < done.layers.size() ? done.layers[i] : all_done);
-    reduce_layer(step, parallel, l);
-  }
   step.compute.wait(step.transfer.record());
   reduce_routers(step, parallel);
 }

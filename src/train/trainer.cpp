@@ -57,11 +57,12 @@ StepReport Trainer::accumulate(std::span<nn::Batch> micro_batches) {
   count_globally(step_.compute, parallel_.world(), micro_batches);
   step_.params.zero_grads(step_.compute);
   readbacks_.resize(std::max(readbacks_.size(), micro_batches.size()));
-  nn::GradientEvents done;
+  const nn::LayerDone none = [](std::int64_t) {};
+  const nn::LayerDone reduce = [&](std::int64_t layer) { reduce_layer(step_, parallel_, layer); };
   for (std::size_t m = 0; m < micro_batches.size(); ++m)
     model_.forward_backward(step_, micro_batches[m], config_.balance, readbacks_[m],
-                            m + 1 == micro_batches.size() ? &done : nullptr);
-  reduce_gradients(step_, parallel_, done);
+                            m + 1 == micro_batches.size() ? reduce : none);
+  reduce_rest(step_, parallel_);
 
   StepReport report;
   report.picks.assign(moe_layers_.size() * static_cast<std::size_t>(model_.num_experts()), 0);

@@ -38,9 +38,9 @@ TEST_F(DeviceRanks, GradientsAreThoseOfOneCpu) {
       const TinyModel::Result want = one.forward_backward(one_model);
       many.params.zero_grads(many.compute);
       nn::Readback readback;
-      nn::GradientEvents done;
-      many_model.forward_backward(many.step, many.batches[0].view, spec.balance, readback, &done);
-      train::reduce_gradients(many.step, parallel, done);
+      many_model.forward_backward(many.step, many.batches[0].view, spec.balance, readback,
+                                  [&](std::int64_t l) { train::reduce_layer(many.step, parallel, l); });
+      train::reduce_rest(many.step, parallel);
       const nn::LossReport report =
           many_model.report(many.step, many.batches[0].view, spec.balance, readback);
       const double bound = rounding_bound(DType::f32);

@@ -204,7 +204,7 @@ TEST_F(DeviceExperts, WithACapacityNothingWaits) {
     const nn::Transformer model = tiny.transformer();
     nn::Readback readback;
     const auto queue = [&] {
-      model.forward_backward(tiny.step, tiny.batches[0].view, spec.balance, readback, nullptr);
+      model.forward_backward(tiny.step, tiny.batches[0].view, spec.balance, readback, [](std::int64_t) {});
     };
     queue();  // takes the memory that the next step finds
     const Tensor note = to_device(filled_with(1));

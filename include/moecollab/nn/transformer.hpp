@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <vector>
 
@@ -28,11 +29,9 @@ struct Readback {
   Tensor sums;      // [MoE layers, 2E+2] f64, over all ranks
 };
 
-// When the gradients of each layer are complete: trunk, gate and experts of layer l. What belongs to no layer
-// is complete when backward is.
-struct GradientEvents {
-  std::vector<Event> layers;
-};
+// Told, from the last layer to the first, that the backward of a layer is queued: behind it the gradients of
+// its trunk, gate and experts are complete. A frozen trunk ends it at the first MoE layer.
+using LayerDone = std::function<void(std::int64_t layer)>;
 
 class Transformer {
  public:
@@ -68,7 +67,7 @@ class Transformer {
   LossReport forward_backward(Step& step, const Batch& batch, const ops::BalanceOptions& balance) const;
   // The same in two parts: work that is queued, and the report, which waits for it.
   void forward_backward(Step& step, const Batch& batch, const ops::BalanceOptions& balance,
-                        Readback& readback, GradientEvents* done) const;
+                        Readback& readback, const LayerDone& layer_done) const;
   LossReport report(Step& step, const Batch& batch, const ops::BalanceOptions& balance,
                     const Readback& readback) const;
   // Forward only. losses: [T] (lm) or [B] (classifier) of this rank, accumulator type. `logits` (if not
@@ -100,7 +99,7 @@ class Transformer {
   };
 
   void backward(Step& step, const ops::BalanceOptions& balance, const Saved& saved, TensorView dx,
-                GradientEvents* done) const;
+                const LayerDone& layer_done) const;
   void reduce_sums(Step& step, const Saved& saved) const;
   void leave_report(Step& step, const Saved& saved, ConstTensorView losses, Readback& readback) const;
   Batch on_device(Step& step, const Batch& batch) const;

@@ -8,16 +8,18 @@
 #include "moecollab/core/expert_slots.hpp"
 #include "moecollab/core/step.hpp"
 #include "moecollab/nn/parallel.hpp"
-#include "moecollab/nn/transformer.hpp"
 #include "moecollab/train/train_config.hpp"
 
 namespace moecollab::train {
 
 // Plain sums (the loss was divided once, by the global number of targets): trunk and router gradients over
-// all ranks, expert gradients over the replicas that hold the same expert. Queued on step.transfer: the sums
-// of a layer start when `done` says that its gradients are complete, under the rest of backward; step.compute
-// goes on after the last one.
-void reduce_gradients(Step& step, const nn::Parallel& parallel, const nn::GradientEvents& done);
+// all ranks, expert gradients over the replicas that hold the same expert. Every rank calls both alike.
+// The sums of one layer, queued on step.transfer behind what step.compute has queued: issued between the
+// layers of backward, they travel under the rest of it. (NCCL starts kernels of one process in the order in
+// which they were issued; issued after backward, they would wait for its last exchange of rows.)
+void reduce_layer(Step& step, const nn::Parallel& parallel, std::int64_t layer);
+// Once after all layers: what belongs to none, and the router rows. step.compute goes on after the last sum.
+void reduce_rest(Step& step, const nn::Parallel& parallel);
 
 // sqrt of the sum of squares of all gradients of the model: what every rank holds counts once, every expert
 // once. The same bits on every rank. Waits.

@@ -37,7 +37,7 @@ struct Scalars {
 
 }  // namespace
 
-AttentionPlans::AttentionPlans(Stream& stream) {
+AttentionPlans::AttentionPlans(Stream& stream) : stream_(cuda_stream(stream)) {
   // Older ones mask with minus infinity wrongly, and 9.10.0 and 9.10.1 are known for wrong results.
   if (const std::size_t version = cudnnGetVersion(); version < 91002)
     throw UsageError("cuDNN " + std::to_string(version / 10000) + '.' +
@@ -57,6 +57,11 @@ AttentionPlans::~AttentionPlans() {
 }
 
 const std::optional<Plan>& AttentionPlans::plan(const GraphShape& shape, bool backward) {
+  // Prompts of all lengths would fill memory with plans; a plan in use must not go.
+  if (plans_.size() >= kMostPlans && !plans_.contains({shape, backward})) {
+    check_cuda(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
+    plans_.clear();
+  }
   const auto [place, is_new] = plans_.try_emplace({shape, backward});
   if (is_new) {
     Graph graph = backward ? backward_graph(shape) : forward_graph(shape);

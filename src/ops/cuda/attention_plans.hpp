@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "moecollab/core/bfloat16.hpp"
+#include "moecollab/core/cuda_check.cuh"
 #include "moecollab/core/stream.hpp"
 #include "ops/attention_extents.hpp"
 #include "ops/cuda/attention_graph.hpp"
@@ -19,7 +20,8 @@ namespace moecollab::ops::cuda {
 // each piece.
 inline constexpr std::int64_t kAttentionPieceBytes = std::int64_t{1} << 29;
 
-// Of one stream (Stream::state): a plan is built when its shape is first seen and kept.
+// Of one stream (Stream::state): a plan is built when its shape is first seen, and kept until there are too
+// many.
 class AttentionPlans {
  public:
   explicit AttentionPlans(Stream& stream);
@@ -39,6 +41,8 @@ class AttentionPlans {
  private:
   const std::optional<Plan>& plan(const GraphShape& shape, bool backward);
 
+  static constexpr std::size_t kMostPlans = 128;
+  cudaStream_t stream_;
   cudnnHandle_t handle_ = nullptr;
   std::map<std::pair<GraphShape, bool>, std::optional<Plan>> plans_;
 };
