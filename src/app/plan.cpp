@@ -96,7 +96,7 @@ std::string describe_model(const Planned& planned, std::int64_t num_ranks) {
                                         counts.active, sizes.learning_numel)) +
          line("ranks",
               fmt::format("{} = {} expert-parallel x {} replica(s)", num_ranks, ep, num_ranks / ep)) +
-         line(planned.learn == Learn::nothing ? "weights in memory" : "weights + state",
+         line(planned.learn == Learn::nothing ? "weights held" : "weights + state",
               bytes(sizes.memory_bytes) + " on the fullest rank");
 }
 
