@@ -44,8 +44,12 @@ class DeviceAccess {
 };
 
 // Queues `work` on `stream` behind what is there, to run with device memory accessible: at once, or with lazy
-// streams when something waits for it. An error that it returns is one of the stream.
-cudaError_t enqueue(cudaStream_t stream, std::function<cudaError_t()> work);
+// streams when something waits for it. An error that it returns is one of the stream. `ready` says whether it
+// may run beside work of other streams that has begun (unset: it may).
+cudaError_t enqueue(cudaStream_t stream, std::function<cudaError_t()> work, std::function<bool()> ready = {});
+// For work that waits for other processes: streams work at the same time, so what the others have runs as far
+// as it can. The work that waits goes on afterwards.
+void progress_others();
 
 bool is_device_pointer(const void* p);  // in device or pinned memory; one past its end too
 

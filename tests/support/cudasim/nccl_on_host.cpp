@@ -83,12 +83,15 @@ ncclResult_t add(ncclComm_t comm, cudaStream_t stream, const std::vector<Transfe
 ncclResult_t queue(Batch& batch) {
   std::shared_ptr<Link> link = batch.link;
   ++link->num_queued;
-  const cudaError_t error = enqueue(batch.stream, [link, transfers = std::move(batch.transfers)] {
+  const int number = link->num_issued++;
+  const auto run = [link, transfers = std::move(batch.transfers)] {
     --link->num_queued;
-    if (link->aborted || link->state != ncclSuccess) return cudaSuccess;
-    exchange(*link, transfers);  // a failure is the communicator's, as ncclCommGetAsyncError tells
+    // A failure is the communicator's, as ncclCommGetAsyncError tells.
+    if (!link->aborted && link->state == ncclSuccess) exchange(*link, transfers);
+    ++link->num_over;
     return cudaSuccess;
-  });
+  };
+  const cudaError_t error = enqueue(batch.stream, run, [link, number] { return link->num_over == number; });
   if (error != cudaSuccess) return report(ncclUnhandledCudaError, "an earlier error of the stream");
   return link->state;
 }

@@ -24,8 +24,9 @@ struct Link {
   MPI_Comm mpi = MPI_COMM_NULL;  // private to the communicator; null in a group of one
   int rank = 0;
   int size = 1;
-  int num_queued = 0;    // exchanges that have not run
-  bool aborted = false;  // what is still queued is dropped
+  int num_queued = 0;                // exchanges that have not run
+  int num_issued = 0, num_over = 0;  // exchanges of a communicator run in the order of their calls
+  bool aborted = false;              // what is still queued is dropped
   ncclResult_t state = ncclSuccess;
 };
 

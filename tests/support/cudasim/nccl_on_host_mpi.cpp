@@ -2,9 +2,6 @@
 // it sends; with lazy streams nothing runs by itself. So the library's blocking calls become (by MPI's
 // profiling interface) non-blocking ones, which run what is queued when they take long. Not at once: a host
 // that sends what it has not waited for shall be caught.
-//
-// A limit: two streams that exchange rows and do not wait for each other may be drained in another order by
-// another rank. That ends in the report of a hang which devices do not know.
 #include <cuda_runtime_api.h>
 
 #include <chrono>
@@ -24,17 +21,10 @@ constexpr auto kPatience = std::chrono::milliseconds(20);
 
 int finish(int code, MPI_Request& request) {
   const auto begin = Clock::now();
-  bool drained = false;
   for (int complete = 0; code == MPI_SUCCESS;) {
     code = MPI_Test(&request, &complete, MPI_STATUS_IGNORE);
     if (complete != 0) break;
-    if (!drained && Clock::now() - begin > kPatience) {
-      drained = true;
-      if (cudaDeviceSynchronize() != cudaSuccess) {
-        std::fprintf(stderr, "cudasim: work on the device failed while the host was in MPI\n");
-        std::abort();
-      }
-    }
+    if (Clock::now() - begin > kPatience) progress_others();
     std::this_thread::yield();
   }
   return code;
@@ -48,7 +38,8 @@ double limit_s() {
 }
 
 bool wait(std::vector<MPI_Request>& requests, std::vector<MPI_Status>& statuses) {
-  const auto deadline = Clock::now() + std::chrono::duration<double>(limit_s());
+  const auto begin = Clock::now(), deadline = begin + std::chrono::duration_cast<Clock::duration>(
+                                                          std::chrono::duration<double>(limit_s()));
   statuses.resize(requests.size());
   for (auto& status : statuses) status.MPI_ERROR = MPI_SUCCESS;
   std::vector<bool> done(requests.size(), false);
@@ -63,6 +54,7 @@ bool wait(std::vector<MPI_Request>& requests, std::vector<MPI_Status>& statuses)
       --left;
     }
     if (left > 0 && Clock::now() > deadline) return false;
+    if (left > 0 && Clock::now() - begin > kPatience) progress_others();
     if (left > 0) std::this_thread::yield();
   }
   return true;

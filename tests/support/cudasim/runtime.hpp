@@ -28,6 +28,12 @@ struct Allocation {
   bool pinned = false;  // host memory
 };
 
+// A piece of a stream's work, and whether it could run now without waiting for another stream (unset: yes).
+struct Work {
+  std::function<cudaError_t()> run;
+  std::function<bool()> ready;
+};
+
 struct Runtime {
   std::recursive_mutex mutex;  // held while work runs: one launch at a time in the process
   std::map<std::uintptr_t, Allocation> allocations;
@@ -44,8 +50,7 @@ int num_devices();     // from CUDASIM_DEVICES
 int current_device();  // of this host thread
 const Allocation* find_allocation(const void* p, std::size_t bytes);
 CUstream_st& stream_of(cudaStream_t stream);
-cudaError_t push(CUstream_st& stream,
-                 std::function<cudaError_t()> work);  // runs it when streams are not lazy
+cudaError_t push(CUstream_st& stream, Work work);  // runs it when streams are not lazy
 cudaError_t drain(CUstream_st& stream);
 cudaError_t drain_all();
 cudaError_t note_error(cudaError_t error);
@@ -55,7 +60,8 @@ cudaError_t note_error(cudaError_t error);
 struct CUstream_st {
   int device = 0;
   bool blocking = false;  // waits for the null stream, and the null stream for it
-  std::deque<std::function<cudaError_t()>> work;
+  std::deque<cudasim::Work> work;
+  bool busy = false;  // a piece of it runs
 };
 struct CUevent_st {
   std::shared_ptr<cudasim::Record> last;  // null before the first record

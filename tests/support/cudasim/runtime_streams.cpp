@@ -18,9 +18,12 @@ namespace {
 [[maybe_unused]] const Runtime& made_before_main = runtime();
 
 cudaError_t run_first(CUstream_st& s) {
-  const auto work = std::move(s.work.front());
+  const Work work = std::move(s.work.front());
   s.work.pop_front();
-  return work();
+  s.busy = true;
+  const cudaError_t error = work.run();
+  s.busy = false;
+  return error;
 }
 
 cudaError_t run_until(const Record& record) {
@@ -32,7 +35,7 @@ cudaError_t run_until(const Record& record) {
 
 CUstream_st& null_stream(int device) {
   std::unique_ptr<CUstream_st>& s = runtime().null_streams[device];
-  if (!s) s = std::make_unique<CUstream_st>(CUstream_st{device, true, {}});
+  if (!s) s = std::make_unique<CUstream_st>(CUstream_st{device, true, {}, false});
   return *s;
 }
 
@@ -54,9 +57,9 @@ CUstream_st& stream_of(cudaStream_t stream) {
   return named ? *stream : null_stream(current_device());
 }
 
-cudaError_t push(CUstream_st& s, std::function<cudaError_t()> work) {
+cudaError_t push(CUstream_st& s, Work work) {
   const cudaError_t error = settle_null_stream(s);
-  if (!options().lazy_streams) return note_error(error != cudaSuccess ? error : work());
+  if (!options().lazy_streams) return note_error(error != cudaSuccess ? error : work.run());
   s.work.push_back(std::move(work));
   return note_error(error);
 }
@@ -83,13 +86,21 @@ bool is_current_device(cudaStream_t stream) {
   return stream_of(stream).device == current_device();
 }
 
-cudaError_t enqueue(cudaStream_t stream, std::function<cudaError_t()> work) {
+cudaError_t enqueue(cudaStream_t stream, std::function<cudaError_t()> work, std::function<bool()> ready) {
   Lock lock(runtime().mutex);
   if (num_devices() == 0) return note_error(cudaErrorInsufficientDriver);
-  return push(stream_of(stream), [work = std::move(work)] {
-    DeviceAccess access;
-    return work();
-  });
+  return push(stream_of(stream), {[work = std::move(work)] {
+                                    DeviceAccess access;
+                                    return work();
+                                  },
+                                  std::move(ready)});
+}
+
+void progress_others() {
+  Lock lock(runtime().mutex);
+  for (CUstream_st* s : runtime().streams)
+    while (!s->busy && !s->work.empty() && (!s->work.front().ready || s->work.front().ready()))
+      note_error(run_first(*s));
 }
 
 }  // namespace cudasim
@@ -103,7 +114,7 @@ extern "C" {
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
   Lock lock(runtime().mutex);
   if (cudasim::num_devices() == 0) return note_error(cudaErrorInsufficientDriver);
-  *stream = new CUstream_st{cudasim::current_device(), (flags & cudaStreamNonBlocking) == 0, {}};
+  *stream = new CUstream_st{cudasim::current_device(), (flags & cudaStreamNonBlocking) == 0, {}, false};
   runtime().streams.push_back(*stream);
   return cudaSuccess;
 }
@@ -148,11 +159,12 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   CUstream_st& s = cudasim::stream_of(stream);
   auto record = std::make_shared<cudasim::Record>(cudasim::Record{&s, false, {}});
   event->last = record;
-  return cudasim::push(s, [record] {
-    record->when = std::chrono::steady_clock::now();
-    record->done = true;
-    return cudaSuccess;
-  });
+  return cudasim::push(s, {[record] {
+                             record->when = std::chrono::steady_clock::now();
+                             record->done = true;
+                             return cudaSuccess;
+                           },
+                           {}});
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   Lock lock(runtime().mutex);
@@ -164,7 +176,8 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
   Lock lock(runtime().mutex);
   if (!event->last) return cudaSuccess;
   return cudasim::push(cudasim::stream_of(stream),
-                       [record = event->last] { return cudasim::run_until(*record); });
+                       {[record = event->last] { return cudasim::run_until(*record); },
+                        [record = event->last] { return record->done; }});
 }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to) {
   Lock lock(runtime().mutex);
