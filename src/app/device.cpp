@@ -12,8 +12,6 @@ ChosenDevice choose_device(const Job& job) {
   const DeviceChoice choice = job.settings.device;
   if (choice == DeviceChoice::cpu || (choice == DeviceChoice::automatic && !built_with_cuda()))
     return {Device::cpu, "cpu"};
-  const bool wide = job.settings.model.dtype == DType::f64 && job.settings.is_given("model.dtype");
-  if (choice == DeviceChoice::automatic && wide) return {Device::cpu, "cpu (f64 is computed there only)"};
   try {
     job.world.use_local_cuda_device();
   } catch (const UsageError&) {  // thrown on every rank alike
@@ -25,12 +23,13 @@ ChosenDevice choose_device(const Job& job) {
   return {Device::cuda, fmt::format("cuda ({})", current_cuda_device().name)};
 }
 
-void move_model(Model& model, Device device) {
-  if (device == Device::cuda && model.config.dtype == DType::f64)
-    throw UsageError(
-        "--device cuda: the model's type is f64, which is computed on the CPU only; use --device cpu, or "
-        "model.dtype = f32 or bf16");
-  model.params.move_to(device);
+ChosenDevice device_for(const Job& job, const ChosenDevice& chosen, const Model& model) {
+  if (chosen.device == Device::cpu) return chosen;
+  const std::string why = config::why_not_on_cuda(model.config, model.slots.size());
+  if (why.empty()) return chosen;
+  if (job.settings.device == config::DeviceChoice::automatic)
+    return {Device::cpu, fmt::format("cpu ({})", why)};
+  throw UsageError(fmt::format("--device cuda: {}; use --device cpu", why));
 }
 
 }  // namespace moecollab::app

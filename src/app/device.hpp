@@ -20,7 +20,8 @@ struct ChosenDevice {
 // had.
 ChosenDevice choose_device(const Job& job);
 
-// Moves the model's parameters. Throws UsageError when its type cannot be computed with there.
-void move_model(Model& model, Device device);
+// The same for a model that was read: what CUDA cannot compute (f64, more experts or picks than its kernels
+// take) goes to the CPU with `auto`, and is a UsageError with `cuda`.
+ChosenDevice device_for(const Job& job, const ChosenDevice& chosen, const Model& model);
 
 }  // namespace moecollab::app

@@ -46,7 +46,7 @@ void run_eval(const Job& job) {
   set_threads(settings, job.world);
   const std::int64_t ep = settings.train.expert_parallel;
   const nn::Parallel parallel(job.world.split(0, job.world.rank()), ep > 0 ? ep : job.world.size());
-  const Device device = choose_device(job).device;
+  const ChosenDevice chosen = choose_device(job);
   const data::Dataset dataset = data::Dataset::open(settings.data.path);
   std::vector<NamedScores> models;
   nlohmann::ordered_json json;
@@ -59,7 +59,8 @@ void run_eval(const Job& job) {
     check_data(model, dataset);
     const data::EvalSet set(dataset, std::min(settings.train.seq_len, model.config.max_position_embeddings),
                             settings.train.eval_sequences, task);
-    move_model(model, device);
+    const Device device = device_for(job, chosen, model).device;
+    model.params.move_to(device);
     Stream compute(device), transfer(device), exchange(device);
     Arena arena(kArenaSlabBytes, false, device);
     Step step{compute, transfer, exchange, arena, model.params, job.clock, 0};

@@ -67,7 +67,7 @@ void run_generate(const Job& job) {
   if (settings.checkpoints.size() != 1)
     throw UsageError("generate reads one checkpoint, but " + std::to_string(settings.checkpoints.size()) +
                      " were given");
-  const Device device = choose_device(job).device;
+  const ChosenDevice chosen = choose_device(job);
   const std::string checkpoint = named_path(settings.checkpoints[0]).path;
   Model model = load_model(find_checkpoint(checkpoint), settings, parallel, Learn::nothing, Restore::weights,
                            settings.without);
@@ -92,7 +92,8 @@ void run_generate(const Job& job) {
                      std::to_string(std::max<std::int64_t>(0, max_len - prompt_len)));
 
   const nn::Transformer transformer(model.config, model.params, model.slots, parallel);
-  move_model(model, device);
+  const Device device = device_for(job, chosen, model).device;
+  model.params.move_to(device);
   Stream compute(device), transfer(device), exchange(device);
   Arena arena(kArenaSlabBytes, false, device);
   Step step{compute, transfer, exchange, arena, model.params, job.clock, settings.sampling.seed};

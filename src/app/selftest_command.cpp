@@ -95,7 +95,8 @@ double gradient_difference(const ParamStore& a, const ParamStore& b) {
   for (const Block& block : a.blocks()) {
     const Block* other = b.find_block(block.kind, block.uuid);
     for (std::int64_t i = 0; i < block.numel; ++i) {
-      difference = std::max(difference, std::abs(at(block.grad(), i) - at(other->grad(), i)));
+      const double d = std::abs(at(block.grad(), i) - at(other->grad(), i));
+      if (!(d <= difference)) difference = d;  // a NaN stays
       largest = std::max(largest, std::abs(at(other->grad(), i)));
     }
   }

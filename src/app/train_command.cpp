@@ -111,7 +111,7 @@ void run_train(const Job& job) {
   const config::Settings& settings = job.settings;
   set_threads(settings, job.world);
   const nn::Parallel parallel = make_parallel(job);
-  const ChosenDevice device = choose_device(job);
+  const ChosenDevice chosen = choose_device(job);
   const data::Dataset dataset = data::Dataset::open(settings.data.path);
   const Learn learn = settings.train.trainable == train::Trainable::all ? Learn::everything : Learn::gate;
   const std::string found = find_run(job);
@@ -123,14 +123,14 @@ void run_train(const Job& job) {
   config::Settings effective = settings;
   effective.model = model.config;
   config::check(effective, model.slots.size(), job.world.size());
-  train_to_the_end(job, parallel, model, dataset, device);
+  train_to_the_end(job, parallel, model, dataset, device_for(job, chosen, model));
 }
 
 void run_expert_train(const Job& job) {
   const config::Settings& settings = job.settings;
   set_threads(settings, job.world);
   const nn::Parallel parallel = make_parallel(job);
-  const ChosenDevice device = choose_device(job);
+  const ChosenDevice chosen = choose_device(job);
   const data::Dataset dataset = data::Dataset::open(settings.data.path);
   const std::string found = find_run(job);
   const std::string anchor = find_checkpoint(settings.anchor);
@@ -146,7 +146,8 @@ void run_expert_train(const Job& job) {
     throw UsageError(anchor +
                      " is a dense model, which has no place for an expert: give an anchor with experts");
   if (found.empty()) {
-    move_model(model, device.device);
+    const ChosenDevice device = device_for(job, chosen, model);
+    model.params.move_to(device.device);
     Stream compute(device.device), transfer(device.device), exchange(device.device);
     Arena arena(kArenaSlabBytes, false, device.device);
     Step step{compute, transfer, exchange, arena, model.params, job.clock, settings.train.seed};
@@ -166,7 +167,7 @@ void run_expert_train(const Job& job) {
   config::Settings effective = settings;
   effective.model = model.config;
   config::check(effective, model.slots.size(), job.world.size());
-  train_to_the_end(job, parallel, model, dataset, device);
+  train_to_the_end(job, parallel, model, dataset, device_for(job, chosen, model));
   model.params.move_to(Device::cpu);
   if (job.world.rank() == 0)
     fmt::print(

@@ -114,7 +114,7 @@ void train_to_the_end(const Job& job, const nn::Parallel& parallel, Model& model
   const data::EvalSet eval_set(
       dataset, config.seq_len, config.eval_sequences,
       model.config.head == nn::Head::classifier ? data::Task::classification : data::Task::lm);
-  move_model(model, device.device);
+  model.params.move_to(device.device);
   Arena arena(kArenaSlabBytes, false, device.device);
   train::Trainer trainer(model.config, config, model.params, model.slots, parallel, job.clock, arena,
                          experts_of_domains(model.slots, dataset.domains()));

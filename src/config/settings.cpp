@@ -53,12 +53,24 @@ void check_device(DeviceChoice choice) {
     throw UsageError("device = cuda, but this build has no CUDA; allowed: auto, cpu");
 }
 
+std::string why_not_on_cuda(const nn::ModelConfig& model, std::int64_t num_experts) {
+  if (model.dtype == DType::f64)
+    return "model.dtype = f64 is computed on the CPU only (f32 and bf16 on both)";
+  if (model.num_moe_layers() == 0) return "";
+  if (num_experts > ops::kMaxExpertsOnCuda)
+    return fmt::format("{} experts are more than the {} its kernels take", num_experts,
+                       ops::kMaxExpertsOnCuda);
+  if (model.num_experts_per_tok > ops::kMaxPicksOnCuda)
+    return fmt::format("model.num_experts_per_tok = {} is more than the {} its kernels take",
+                       model.num_experts_per_tok, ops::kMaxPicksOnCuda);
+  return "";
+}
+
 void check(const Settings& settings, std::int64_t num_experts, std::int64_t num_ranks) {
   check_device(settings.device);
-  if (settings.device == DeviceChoice::cuda && settings.model.dtype == DType::f64)
-    throw UsageError(
-        "device = cuda, but model.dtype = f64 is computed on the CPU only; use model.dtype = f32 or bf16, or "
-        "device = cpu");
+  if (settings.device == DeviceChoice::cuda)
+    if (const std::string why = why_not_on_cuda(settings.model, num_experts); !why.empty())
+      throw UsageError(fmt::format("device = cuda, but {}; use device = cpu", why));
   nn::ModelConfig model = settings.model;
   if (model.vocab_size == 0) model.vocab_size = 1;  // both are known once the data is open
   if (model.head == nn::Head::classifier && model.num_labels == 0) model.num_labels = 2;

@@ -77,7 +77,8 @@ std::int64_t activation_bytes_bound(const ModelConfig& config, const ExpertSlots
                                    (2 * tokens * experts + 2 * tokens * d + experts * (d + 1)) * c +
                                    2 * stream + work.expert_parallel_size * experts * 8;
   const std::int64_t scratch = std::max({attention_scratch, dense_scratch, moe_scratch});
-  const std::int64_t logits = std::max(logits_at_a_time(work.device), config.vocab_size) * a;
+  const std::int64_t logits =
+      std::min(std::max(logits_at_a_time(work.device), config.vocab_size), tokens * config.vocab_size) * a;
   const std::int64_t ends =
       4 * stream + tokens * (c + i32 + 1 + c) + config.num_moe_layers() * (2 * experts + 2) * 8;
 

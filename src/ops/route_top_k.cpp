@@ -40,6 +40,8 @@ cpu::RoutingExtents extents_of(ConstTensorView picks, ConstTensorView probs, con
   return extents;
 }
 
+static_assert(cuda::kMaxExperts == kMaxExpertsOnCuda && cuda::kMaxPicks == kMaxPicksOnCuda);
+
 void check_cuda_extents(const cpu::RoutingExtents& extents, const char* op) {
   check_that(extents.experts <= cuda::kMaxExperts && extents.picks <= cuda::kMaxPicks, op,
              "on CUDA there are at most " + std::to_string(cuda::kMaxExperts) + " experts and " +

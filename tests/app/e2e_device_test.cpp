@@ -106,6 +106,23 @@ TEST_F(OnDevice, SelftestHoldsItAgainstTheCpu) {
   }
 }
 
+// What CUDA does not compute stays on the CPU with auto, and says so.
+TEST_F(OnDevice, F64StaysOnTheCpu) {
+  const std::string run = folder_ / "wide";
+  go_on(run, 1, "cpu", {"--model.dtype=f64"});
+  const ProgramResult result =
+      moecollab(train(run, data_,
+                      {"--train.steps=2", "--optimizer.schedule=constant", "--balance.balance=0.01",
+                       "--train.selection_bias_rate=0.001"}));
+  expect_done(result);
+  EXPECT_NE(result.output.find("on cpu (model.dtype = f64 is computed on the CPU only"), std::string::npos)
+      << result.output;
+  const Words eval{
+      "eval", "--checkpoint", run, "--data", data_, "--train.seq_len=32", "--train.eval_sequences=3"};
+  expect_done(moecollab(eval));
+  expect_failure(moecollab(joined(eval, {"--device", "cuda"})), 64, {"--device cuda", "f64", "--device cpu"});
+}
+
 TEST_F(OnDevice, MoreRanksThanDevicesAreRefusedOrStayOnTheCpu) {
   const std::string run = folder_ / "run";
   const int ranks = cuda_devices().num + 1;

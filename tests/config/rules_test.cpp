@@ -352,6 +352,9 @@ TEST(Rules, CudaNeedsABuildWithIt) {
   EXPECT_EQ(refusal(s, 1), "");
   s.model.dtype = DType::f64;
   EXPECT_NE(refusal(s, 1).find("model.dtype = f64 is computed on the CPU only"), std::string::npos);
+  s.model.dtype = DType::f32;
+  s.expert.num_experts = 1025;
+  EXPECT_NE(refusal(s, 1).find("1025 experts are more than the 1024"), std::string::npos);
 }
 
 TEST(Rules, NearestDivisorAgainstEveryDivisor) {

@@ -69,6 +69,8 @@ struct Settings {
 
 const char* to_string(DeviceChoice choice);
 
+// Why a model cannot be computed on a CUDA device; empty: it can.
+std::string why_not_on_cuda(const nn::ModelConfig& model, std::int64_t num_experts);
 // Throws UsageError for a device that this build has no code for.
 void check_device(DeviceChoice choice);
 

@@ -10,6 +10,9 @@
 
 namespace moecollab::ops {
 
+// What the CUDA kernels of the gate and the sort of picks take.
+inline constexpr std::int64_t kMaxExpertsOnCuda = 1024, kMaxPicksOnCuda = 32;
+
 enum class Scoring : std::uint8_t {
   softmax_before_top_k,  // p = softmax(z) over all E; weights are the picked p
   softmax_after_top_k,   // weights = softmax over the K picked logits
