@@ -13,27 +13,22 @@ namespace moecollab::train {
 
 namespace {
 
-// A run of a block's elements whose parameters belong to one layer; -1: to none.
-struct LayerRange {
-  std::int64_t layer = -1, begin = 0, end = 0;
-};
-
-// The layer in a name like "layers.3.self_attn.q_proj.weight".
-std::int64_t layer_of(const std::string& name) {
-  static const std::string prefix = "layers.";
-  return name.starts_with(prefix) ? std::stoll(name.substr(prefix.size())) : -1;
-}
-
-std::vector<LayerRange> layer_ranges(const Block& block) {
-  std::vector<LayerRange> ranges;
-  for (std::size_t i = 0; i < block.params.size(); ++i) {
-    const std::int64_t layer = layer_of(block.params[i].spec.name);
-    const std::int64_t end = i + 1 < block.params.size() ? block.params[i + 1].offset : block.numel;
-    if (ranges.empty() || ranges.back().layer != layer)
-      ranges.push_back({layer, block.params[i].offset, end});
-    ranges.back().end = end;
+// Calls `use(begin, end)` for each run of a block's elements whose parameters belong to `layer`, as their
+// names say ("layers.3.self_attn.q_proj.weight"); -1: to none.
+template <class Use>
+void for_each_run(const Block& block, std::int64_t layer, Use&& use) {
+  const std::string prefix = layer < 0 ? "layers." : "layers." + std::to_string(layer) + ".";
+  const auto belongs = [&](std::size_t i) {
+    return block.params[i].spec.name.starts_with(prefix) == (layer >= 0);
+  };
+  for (std::size_t i = 0; i < block.params.size();) {
+    std::size_t next = i + 1;
+    if (belongs(i)) {
+      while (next < block.params.size() && belongs(next)) ++next;
+      use(block.params[i].offset, next < block.params.size() ? block.params[next].offset : block.numel);
+    }
+    i = next;
   }
-  return ranges;
 }
 
 void sum_layer(Step& step, const nn::Parallel& parallel, std::int64_t layer) {
@@ -43,9 +38,9 @@ void sum_layer(Step& step, const nn::Parallel& parallel, std::int64_t layer) {
     if (!block.trainable || block.kind == BlockKind::router) continue;
     if (block.kind == BlockKind::expert && parallel.num_replicas() == 1) continue;
     const Communicator& group = block.kind == BlockKind::trunk ? parallel.world() : parallel.replicas();
-    for (const LayerRange& range : layer_ranges(block))
-      if (range.layer == layer)
-        group.all_reduce_sum(step.transfer, block.grad().rows(range.begin, range.end));
+    for_each_run(block, layer, [&](std::int64_t begin, std::int64_t end) {
+      group.all_reduce_sum(step.transfer, block.grad().rows(begin, end));
+    });
   }
 }
 
