@@ -33,13 +33,17 @@ TEST_F(DeviceRanks, GradientsAreThoseOfOneCpu) {
     for (const std::int64_t expert_parallel_size : layouts(Communicator::world().size())) {
       const nn::Parallel parallel(Communicator::world(), expert_parallel_size);
       SCOPED_TRACE(layout_name(parallel, spec));
-      TinyModel one(spec, single_), many(in_type(spec, DType::f32), parallel, true, Device::cuda);
+      // Poison would wait for the device at every tensor, and so hide that a stream does not.
+      TinyModel one(spec, single_), many(in_type(spec, DType::f32), parallel, false, Device::cuda);
       const nn::Transformer one_model = one.transformer(), many_model = many.transformer();
       const TinyModel::Result want = one.forward_backward(one_model);
       many.params.zero_grads(many.compute);
       nn::Readback readback;
       many_model.forward_backward(many.step, many.batches[0].view, spec.balance, readback,
-                                  [&](std::int64_t l) { train::reduce_layer(many.step, parallel, l); });
+                                  [&](std::int64_t l) {
+                                    train::reduce_layer(many.step, parallel, l);
+                                    many.transfer.synchronize();  // the sums run now, and what they wait for
+                                  });
       train::reduce_rest(many.step, parallel);
       const nn::LossReport report =
           many_model.report(many.step, many.batches[0].view, spec.balance, readback);
